@@ -1,0 +1,304 @@
+"""The command ``repro``: list, run, table, claims, publish, verify."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from repro.config import Launch, RunConfig
+    from repro.experiment import Paper
+
+ROOT = Path(__file__).parent.parent
+USAGE = """repro: papers on self-improving language models, run and measured
+
+  repro list                    the papers, their arms and what was measured
+  repro run PAPER [settings]    reproduce one paper (repro run PAPER --help lists every setting)
+  repro table [PAPER ...]       tables of the results         [--results FOLDER]
+  repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
+  repro publish PAPER           copy finished runs with default settings to results/ and renew table and figure
+  repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
+"""
+
+
+class UsageError(ValueError):
+    """Something that the user asked for and that doesn't exist; one line."""
+
+
+def paper_scripts() -> dict[str, Path]:
+    """Script of each paper by its name."""
+    return {p.stem: p for p in sorted((ROOT / "papers").glob("*.py"))}
+
+
+def load_paper(name: str) -> Paper:
+    """The PAPER of a script in papers/. Raises UsageError for an unknown name."""
+    scripts = paper_scripts()
+    if name not in scripts:
+        raise UsageError(f"unknown paper {name!r}; there are {', '.join(scripts)}")
+    return load_script(scripts[name])
+
+
+def load_script(path: Path) -> Paper:
+    spec = importlib.util.spec_from_file_location(f"papers.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.PAPER
+
+
+# --- repro run --------------------------------------------------------------------------------------------------------
+
+
+def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
+    """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
+    from repro.config import ConfigError, parse
+    from repro.report import claims, describe, measured
+
+    prog = f"repro run {script.stem}"
+    config, launch = parse(paper.config, list(argv), prog, f"{paper.title} (arXiv {paper.arxiv})")
+    unknown = [arm for arm in launch.arms if arm not in paper.all_arms]
+    if unknown:
+        raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.all_arms)}")
+    results = run_all_arms(paper, script, config, launch)
+    print("\n" + describe(paper, results) + "\n")
+    arms = {
+        arm: {m: measured(mine, m)[0] for m in paper.columns if measured(mine, m)}
+        for arm in paper.all_arms
+        if (mine := [r for r in results if r["arm"] == arm and r["status"] == "ok"])
+    }
+    summary = {
+        "paper": paper.slug,
+        "preset": config.preset,
+        "seeds": launch.seeds,
+        "arms": arms,
+        "claims": claims(paper, results),
+        "status": "ok" if all(r["status"] == "ok" for r in results) else "failed",
+    }
+    print(json.dumps(summary))
+    return 0 if summary["status"] == "ok" else 1
+
+
+def run_all_arms(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> list[dict]:
+    """Every arm with every seed, side by side in processes where there are several cores and no GPU."""
+    import torch
+
+    from repro.experiment import run_arm
+
+    seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
+    tasks = [(arm, seed) for seed in seeds for arm in (launch.arms or paper.arms)]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(launch.workers or (1 if torch.cuda.is_available() else cores), len(tasks))
+    if workers == 1:
+        return [run_arm(paper, config, arm, seed, launch.out) for arm, seed in tasks]
+
+    from concurrent.futures import ProcessPoolExecutor
+    from dataclasses import asdict
+    from multiprocessing import get_context
+
+    threads = max(1, cores // workers)
+    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(), threads))
+    with executor:
+        futures = [executor.submit(_work, str(script), asdict(config), arm, seed, launch.out) for arm, seed in tasks]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _start_worker(parent: int, threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def leave_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _work(script: str, settings: dict, arm: str, seed: int, out: str) -> dict:
+    from repro.experiment import run_arm
+
+    paper = load_script(Path(script))
+    return run_arm(paper, paper.config(**settings), arm, seed, out)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------
+
+
+def _results(argv: Sequence[str], what: str, flags: Sequence[str] = ()) -> tuple[argparse.Namespace, list]:
+    """The parsed options and (paper, its results) for every group that was asked for."""
+    from repro.report import read_results
+
+    parser = argparse.ArgumentParser(prog=f"repro {what}")
+    parser.add_argument("papers", nargs="*", metavar="PAPER")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of result files")
+    for flag in flags:
+        parser.add_argument(flag, action="store_true")
+    args = parser.parse_args(argv)
+    for name in args.papers:
+        if name not in paper_scripts():
+            raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    if not args.results.is_dir():
+        raise UsageError(f"--results {args.results}: no such folder")
+    groups = read_results(args.results)
+    wanted = [key for key in groups if not args.papers or key[0] in args.papers]
+    return args, [(load_paper(key[0]), groups[key]) for key in wanted]
+
+
+def table(argv: Sequence[str]) -> int:
+    from repro.report import describe
+
+    _, groups = _results(argv, "table")
+    print("\n\n".join(describe(paper, results) for paper, results in groups) or "no results yet")
+    return 0
+
+
+def claims_command(argv: Sequence[str]) -> int:
+    from repro.report import claim_rows, claims, markdown
+
+    args, groups = _results(argv, "claims", ["--json"])
+    checked = [claim for paper, results in groups for claim in claims(paper, results)]
+    if args.json:
+        print(json.dumps(checked, indent=1))
+    elif checked:
+        names = [["paper", *claim_rows([])[0]]]
+        print(markdown(names + [[c["paper"], *claim_rows([c])[1]] for c in checked]))
+    else:
+        print("no results yet")
+    return 0
+
+
+def list_papers(argv: Sequence[str]) -> int:
+    from repro.report import claims, markdown, read_results
+
+    groups = read_results(ROOT / "results")
+    rows = [["paper", "arXiv", "title", "arms", "claims measured"]]
+    for name in paper_scripts():
+        paper = load_paper(name)
+        verdicts = [c["verdict"] for key, results in groups.items() if key[0] == name for c in claims(paper, results)]
+        shown = ", ".join(f"{verdicts.count(v)} {v}" for v in ("holds", "fails", "undecided") if v in verdicts)
+        rows.append([name, paper.arxiv, paper.title, " ".join(paper.arms), shown or "not yet"])
+    print(markdown(rows))
+    return 0
+
+
+def publish(argv: Sequence[str]) -> int:
+    """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
+    from repro.report import describe, draw_curves, read_results
+
+    parser = argparse.ArgumentParser(prog="repro publish")
+    parser.add_argument("paper", metavar="PAPER")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    args = parser.parse_args(argv)
+    paper = load_paper(args.paper)
+    done = False
+    for (slug, preset, digest), results in read_results(args.runs / paper.slug).items():
+        if slug != paper.slug or digest != paper.config.for_preset(preset).digest():
+            continue
+        changed = [r for r in results if r["machine"]["changed_files"] or not r["machine"]["commit"]]
+        if changed:
+            raise UsageError(f"{len(changed)} {preset} runs were made with uncommitted code; commit and run again")
+        folder = args.results / paper.slug
+        folder.mkdir(parents=True, exist_ok=True)
+        for result in results:
+            from repro.experiment import dump
+
+            (folder / f"{preset}-{result['arm']}-seed{result['seed']}.json").write_text(dump(result))
+        text = describe(paper, results)
+        (folder / f"{preset}.md").write_text(text + "\n")
+        draw_curves(paper, results, folder / f"{preset}.png")
+        if preset == "tiny":
+            renew_readme(ROOT / "README.md", paper.slug, text)
+        print(text)
+        done = True
+    if not done:
+        raise UsageError(f"no finished runs of {paper.slug} with default settings in {args.runs}")
+    return 0
+
+
+def renew_readme(path: Path, slug: str, text: str) -> None:
+    """Replace what stands between the README's markers for a paper."""
+    begin, end = f"<!-- results {slug} -->", f"<!-- end {slug} -->"
+    old = path.read_text()
+    if begin in old:
+        new = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", old, flags=re.DOTALL)
+        path.write_text(new)
+
+
+# --- entry ------------------------------------------------------------------------------------------------------------
+
+
+def run_command(argv: Sequence[str]) -> int:
+    if not argv or argv[0].startswith("-"):
+        raise UsageError(f"repro run needs a paper; there are {', '.join(paper_scripts())}")
+    paper = load_paper(argv[0])
+    return run_paper(paper, paper_scripts()[argv[0]], argv[1:])
+
+
+def verify(argv: Sequence[str]) -> int:
+    from repro.verify.cli import main as verify_main
+
+    return verify_main(argv)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "list": list_papers,
+    "run": run_command,
+    "table": table,
+    "claims": claims_command,
+    "publish": publish,
+    "verify": verify,
+}
+
+
+def guarded(action: Callable[[], int]) -> int:
+    """Run an action; what the user can put right becomes one line and exit code 2."""
+    from repro.config import ConfigError
+    from repro.tasks import TaskError
+
+    try:
+        return action()
+    except (UsageError, ConfigError, TaskError) as error:
+        print(f"repro: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("repro: stopped; the same command goes on from the last finished step", file=sys.stderr)
+        return 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the command ``repro``."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"repro: unknown command {argv[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    with contextlib.suppress(BrokenPipeError):
+        return guarded(lambda: COMMANDS[argv[0]](argv[1:]))
+    return 0
+
+
+def script_main(paper: Paper, script: str) -> None:
+    """Entry point of a paper's script: ``python papers/nft.py`` does the same as ``repro run nft``."""
+    sys.exit(guarded(lambda: run_paper(paper, Path(script), sys.argv[1:])))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

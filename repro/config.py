@@ -1,0 +1,166 @@
+"""Settings: what every paper shares, the presets, and the checks on what a user asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import tyro
+
+
+class ConfigError(ValueError):
+    """A setting that can't work. The text is one line that says what is wrong and what would be right."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of one arm: same values, same result. Papers add theirs in a subclass."""
+
+    preset: Literal["tiny", "smol", "gpu"] = "tiny"
+    """tiny: built-in model and arithmetic, CPU. smol: SmolLM2-135M-Instruct. gpu: Qwen2.5-1.5B-Instruct, NF4, GSM8K."""
+    model: str = "tiny"
+    """tiny, smol, a local folder in transformers' format, or a hub id."""
+    quantization: Literal["none", "nf4"] = "none"
+    """nf4: 4-bit base weights with double quantisation (QLoRA)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the base weights, and of the computation under nf4. Adapters are trained in float32."""
+    lora_rank: int = 16
+    """Rank of the LoRA adapters on all linear layers (ours). Dropout is 0, or log-probs would not be on-policy."""
+    lora_alpha: int = 32
+    """LoRA scale is alpha / rank (ours)."""
+    task: str = "arithmetic"
+    """arithmetic, gsm_symbolic, countdown, gsm8k or math."""
+    data: str | None = None
+    """A folder with train.jsonl and test.jsonl in place of the hub (gsm8k and math)."""
+    train_problems: int = 4096
+    """Problems of the train split that are cycled through."""
+    eval_problems: int = 512
+    """Held-out problems of the evaluation."""
+    eval_split: Literal["test", "validation"] = "test"
+    """Choose hyperparameters on validation, report on test."""
+    eval_samples: int = 8
+    """Samples per evaluation problem, for accuracy (mean over samples) and pass@k."""
+    max_new_tokens: int = 96
+    """Limit of one completion; a truncated completion is wrong."""
+    temperature: float = 1.0
+    """Sampling temperature of rollouts and of the evaluation."""
+    iterations: int = 30
+    """Rollout steps."""
+    prompts: int = 32
+    """Problems per rollout step."""
+    samples: int = 8
+    """Completions per problem."""
+    learning_rate: float = 5e-4
+    """AdamW, constant after the warm-up, weight decay 0 (ours; LoRA wants more than full fine-tuning)."""
+    warmup: int = 5
+    """Optimiser steps of linear warm-up."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    tokens_per_batch: int = 16_384
+    """Token budget of one micro-batch, prompts and padding included; it changes memory and speed, not results."""
+    rows_per_batch: int = 256
+    """Completions that are decoded side by side."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {},
+        "smol": {
+            "model": "smol",
+            "dtype": "bfloat16",
+            "task": "gsm_symbolic",
+            "eval_problems": 64,
+            "eval_samples": 4,
+            "max_new_tokens": 160,
+            "prompts": 8,
+            "samples": 4,
+            "iterations": 8,
+            "learning_rate": 1e-4,
+            "tokens_per_batch": 4096,
+            "rows_per_batch": 64,
+        },
+        "gpu": {
+            "model": "Qwen/Qwen2.5-1.5B-Instruct",
+            "quantization": "nf4",
+            "dtype": "bfloat16",
+            "lora_rank": 32,
+            "lora_alpha": 64,
+            "task": "gsm8k",
+            "train_problems": 4096,
+            "eval_samples": 4,
+            "max_new_tokens": 512,
+            "iterations": 60,
+            "prompts": 16,
+            "learning_rate": 2e-5,
+            "tokens_per_batch": 8192,
+            "rows_per_batch": 128,
+        },
+    }
+
+    @classmethod
+    def for_preset(cls, name: str) -> RunConfig:
+        """The defaults of a preset. A subclass overrides some of them in its own ``PRESETS``."""
+        values: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            values.update(base.__dict__.get("PRESETS", {}).get(name, {}))
+        return cls(**{**values, "preset": name})
+
+    def check(self) -> None:
+        """Raise ConfigError for values that can't work."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is int and value < 1 and field.name not in ("warmup", "iterations"):
+                raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
+            if type(value) is int and value < 0:
+                raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must not be negative")
+        for name in ("temperature", "learning_rate", "max_grad_norm"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+
+    def digest(self) -> str:
+        """Eight hexadecimal digits that name these settings: runs with other settings never share a folder."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is run where; nothing here changes a result."""
+
+    seeds: int = 1
+    """Number of seeds, each with every arm."""
+    first_seed: int = 0
+    """The first of them. Choose hyperparameters on other seeds than the reported 0, 1, 2, ..."""
+    arms: tuple[str, ...] = ()
+    """Only these arms; without it, all."""
+    workers: int = 0
+    """Processes side by side; 0: one per CPU core or GPU."""
+    out: str = "runs"
+    """Folder of checkpoints, adapters and result files."""
+
+
+def parse(config: type[RunConfig], argv: list[str], prog: str, description: str) -> tuple[RunConfig, Launch]:
+    """Settings from a command line: the preset's defaults, then what the user gives. Exits with 2 on bad input."""
+
+    Options = dataclasses.make_dataclass("Options", [("config", config), ("launch", Launch)], frozen=True)
+    preset = "tiny"
+    for i, word in enumerate(argv):
+        if word == "--preset" and i + 1 < len(argv):
+            preset = argv[i + 1]
+        elif word.startswith("--preset="):
+            preset = word.split("=", 1)[1]
+    if preset not in RunConfig.PRESETS:
+        raise ConfigError(f"--preset {preset}: unknown preset; there are {', '.join(RunConfig.PRESETS)}")
+    options = tyro.cli(
+        Options,
+        args=argv,
+        default=Options(config.for_preset(preset), Launch()),
+        prog=prog,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    options.config.check()
+    if options.launch.seeds < 1:
+        raise ConfigError(f"--seeds {options.launch.seeds}: must be at least 1")
+    return options.config, options.launch

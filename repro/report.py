@@ -1,0 +1,145 @@
+"""Tables and figures from result files."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from repro.experiment import Paper, check_claim
+from repro.metrics import interval
+
+PERCENT = ("accuracy", "greedy", "pass@", "maj@", "acc@", "delta", "i_to_c", "c_to_i", "changed", "truncated")
+Group = tuple[str, str, str]  # paper, preset, digest of the settings
+
+
+def read_results(folder: Path) -> dict[Group, list[dict]]:
+    """Every result file below a folder, by paper, preset and settings."""
+    groups: dict[Group, list[dict]] = defaultdict(list)
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            result = json.loads(file.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            continue
+        if isinstance(result, dict) and {"paper", "arm", "seed", "per_problem"} <= result.keys():
+            groups[result["paper"], result["preset"], result["digest"]].append(result)
+    return dict(sorted(groups.items()))
+
+
+def measured(results: Sequence[dict], metric: str) -> tuple[float, float, float] | None:
+    """Mean over seeds and its 95 % interval, or None where no seed has the metric."""
+    rows = [r["per_problem"].get(metric) or [r["metrics"][metric]["value"]] for r in results if metric in r["metrics"]]
+    if not rows:
+        return None
+    values = np.asarray(rows, dtype=float)
+    return float(values.mean()), *interval(values)
+
+
+def _cell(results: Sequence[dict], metric: str) -> str:
+    found = measured(results, metric)
+    if found is None:
+        return "-"
+    mean, low, high = found
+    scale, digits = (100, 1) if metric.startswith(PERCENT) else (1, 3)
+    half = "" if np.isnan(low) else f" ± {scale * (high - low) / 2:.{digits}f}"
+    return f"{scale * mean:.{digits}f}{half}"
+
+
+def arm_rows(paper: Paper, results: Sequence[dict]) -> list[list[str]]:
+    """Header and one row per arm, in the paper's order."""
+    published = ["paper"] if paper.published else []
+    rows = [["arm", *paper.columns, "completions", "trained tokens", "minutes", *published]]
+    for arm in paper.all_arms:
+        mine = [r for r in results if r["arm"] == arm and r["status"] == "ok"]
+        if not mine:
+            continue
+        completions = np.mean([r["budget"]["completions"] for r in mine])
+        trained = np.mean([r["budget"]["trained_tokens"] for r in mine])
+        minutes = np.mean([r["seconds"] for r in mine]) / 60
+        cells = [_cell(mine, column) for column in paper.columns]
+        told = [paper.published.get(arm, "")] if published else []
+        rows.append([arm, *cells, f"{completions:,.0f}", f"{trained:,.0f}", f"{minutes:.1f}", *told])
+    return rows
+
+
+def claims(paper: Paper, results: Sequence[dict]) -> list[dict]:
+    """All claims of a paper that these results can answer."""
+    preset = results[0]["preset"]
+    checked = [check_claim(claim, results) for claim in paper.claims]
+    return [{"paper": paper.slug, "preset": preset, **c} for c in checked if c is not None]
+
+
+def claim_rows(checked: Sequence[dict]) -> list[list[str]]:
+    """Header and one row per claim."""
+    rows = [["claim", "published", "here", "seeds", "verdict"]]
+    for c in checked:
+        both = c["left"].partition("/")[2], c["right"].partition("/")[2]
+        scale, digits = (100, 1) if all(m.startswith(PERCENT) for m in both) else (1, 3)
+        here = f"{scale * c['difference']:+.{digits}f}"
+        if c["interval"]:
+            low, high = (scale * v for v in c["interval"])
+            here += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
+        needed = f" (needs > {scale * c['threshold']:+.{digits}f})" if c["threshold"] else ""
+        rows.append([c["text"], c["published"], here + needed, str(c["seeds"]), c["verdict"]])
+    return rows
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)
+
+
+def describe(paper: Paper, results: Sequence[dict]) -> str:
+    """Title, arms and claims of one paper as Markdown; percentages are in points."""
+    first = results[0]
+    settings = first["settings"]
+    seeds = len({r["seed"] for r in results})
+    failed = [f"{r['arm']} seed {r['seed']}" for r in results if r["status"] != "ok"]
+    title = (
+        f"**{paper.title}** (arXiv {paper.arxiv}): preset {first['preset']}, model {settings['model']}, "
+        f"task {settings['task']}, {seeds} seed{'s' * (seeds > 1)}, {settings['eval_problems']} "
+        f"{settings['eval_split']} problems x {settings['eval_samples']} samples"
+    )
+    parts = [title, markdown(arm_rows(paper, results))]
+    if paper.published:
+        parts.append(f"Column paper: {paper.published_setting}; other model and data, not to be compared as numbers.")
+    checked = claims(paper, results)
+    if checked:
+        parts.append(markdown(claim_rows(checked)))
+    if failed:
+        parts.append(f"Failed: {', '.join(failed)}.")
+    return "\n\n".join(parts)
+
+
+def draw_curves(paper: Paper, results: Sequence[dict], path: Path) -> None:
+    """One panel per quantity over the rollout steps: the mean over seeds, and their range as a band."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    arms = [a for a in paper.all_arms if any(r["arm"] == a and r["history"] for r in results)]
+    figure, axes = plt.subplots(1, len(paper.curves), figsize=(4.6 * len(paper.curves), 3.2), squeeze=False)
+    for axis, name in zip(axes[0], paper.curves, strict=True):
+        for arm in arms:
+            runs = [[row[name] for row in r["history"] if name in row] for r in results if r["arm"] == arm]
+            length = min(map(len, runs))
+            if not length:
+                continue
+            values = np.asarray([run[:length] for run in runs])
+            steps = np.arange(1, length + 1)
+            (line,) = axis.plot(steps, values.mean(0), label=arm)
+            axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set_xlabel("rollout step")
+        axis.set_ylabel(name)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)

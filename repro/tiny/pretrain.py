@@ -1,0 +1,150 @@
+"""Make the tiny model from nothing: ``python -m repro.tiny.pretrain``.
+
+Trains a Qwen2-architecture network on ``repro.tiny.corpus`` with the loss on assistant tokens only, and writes weights
+(bf16), tokenizer and configuration. Goes on from its checkpoint after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from repro.tiny import MODEL
+from repro.tiny.corpus import documents
+from repro.tiny.tokenizer import ASSISTANT, make_tokenizer
+
+STEPS, WARM_UP, DECAY = 1600, 60, 700  # linear warm-up and linear decay to zero
+LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 8192, 384
+
+
+def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+    """A random Qwen2 network of about 1.3 M parameters with tied embeddings."""
+    config = Qwen2Config(
+        vocab_size=math.ceil(len(tokenizer) / 64) * 64,
+        hidden_size=160,
+        intermediate_size=448,
+        num_hidden_layers=4,
+        num_attention_heads=5,
+        num_key_value_heads=5,
+        max_position_embeddings=1024,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def loss_mask(ids: torch.Tensor, assistant: int, end: int) -> torch.Tensor:
+    """True on the tokens of assistant turns, the end token included. ids, result: [rows, length]."""
+    place = torch.arange(ids.shape[1]).expand_as(ids)
+    opened = torch.where(ids == assistant, place, -1).cummax(1).values
+    closed = torch.where(ids == end, place, -1).cummax(1).values
+    inside = opened > closed
+    return torch.cat([torch.zeros_like(inside[:, :1]), inside[:, :-1]], dim=1)
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
+    """Right-padded id tensors [rows, length] of about TOKENS_PER_BATCH tokens, similar lengths together."""
+    stream = documents(seed)
+    rng = torch.Generator().manual_seed(seed)
+    while True:
+        texts = [tokenizer.apply_chat_template(d, tokenize=False) for d in itertools.islice(stream, 4096)]
+        rows = sorted((ids for ids in tokenizer(texts).input_ids if len(ids) <= LONGEST), key=len)
+        pool, batch = [], []
+        for ids in rows:
+            if (len(batch) + 1) * len(ids) > TOKENS_PER_BATCH:
+                pool.append(batch)
+                batch = []
+            batch.append(ids)
+        for i in torch.randperm(len(pool), generator=rng).tolist():
+            yield torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(ids) for ids in pool[i]], batch_first=True, padding_value=tokenizer.pad_token_id
+            )
+
+
+def batch_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy over the tokens of ``mask``."""
+    hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+    wanted = mask[:, 1:]
+    return F.cross_entropy(model.lm_head(hidden[wanted]).float(), ids[:, 1:][wanted])
+
+
+def make_optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for embeddings, biases and norms."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
+    return [
+        torch.optim.Muon(matrices, lr=LEARNING_RATE, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.95)),
+    ]
+
+
+def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
+    """Train from nothing, or from ``checkpoint`` where it exists (saved every 100 steps)."""
+    torch.manual_seed(seed)
+    tokenizer = make_tokenizer()
+    model = make_model(tokenizer)
+    optimizers = make_optimizers(model)
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint)
+        start = state["step"]
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+    assistant, end = tokenizer.convert_tokens_to_ids(ASSISTANT), tokenizer.eos_token_id
+    began, losses, tokens = time.monotonic(), [], 0
+    for step, ids in enumerate(itertools.islice(batches(tokenizer, seed), steps)):
+        if step < start:
+            continue
+        rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / DECAY)
+        for group in itertools.chain(*(o.param_groups for o in optimizers)):
+            group["lr"] = rate
+        loss = batch_loss(model, ids, loss_mask(ids, assistant, end))
+        model.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        losses.append(loss.item())
+        tokens += ids.numel()
+        if (step + 1) % 100 == 0:
+            seconds = time.monotonic() - began
+            mean = sum(losses[-100:]) / len(losses[-100:])
+            print(f"step {step + 1}/{steps}  loss {mean:.4f}  {tokens / seconds:.0f} tokens/s", flush=True)
+            saved = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            torch.save(saved, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=MODEL, help="folder for weights, tokenizer and configuration")
+    parser.add_argument("--checkpoint", type=Path, default=Path("runs/tiny-pretraining.pt"))
+    args = parser.parse_args()
+    args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    model = train(args.steps, args.seed, args.checkpoint).to(torch.bfloat16)
+    tokenizer = make_tokenizer()
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    model.save_pretrained(args.out)
+    tokenizer.save_pretrained(args.out)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
