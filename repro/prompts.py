@@ -1,7 +1,7 @@
 """The roles that papers give to one model, as chat messages. The same words serve every model.
 
-A *conversation* is a list of ``{"role": "user" | "assistant", "content": str}``. One that ends with a user turn asks for
-a new assistant turn; one that ends with an assistant turn is a partial answer that the model goes on with
+A *conversation* is a list of ``{"role": "user" | "assistant", "content": str}``. One that ends with a user turn asks
+for a new assistant turn; one that ends with an assistant turn is a partial answer that the model goes on with
 (``repro.policy.Policy.encode`` leaves that turn open). Multi-turn methods extend a conversation: ``retry(chat,
 attempt)`` appends the attempt and the next request. Wording: ours.
 """

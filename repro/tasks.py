@@ -239,6 +239,8 @@ def _reaches(expression: str, numbers: tuple[int, ...], target: int) -> bool:
         if isinstance(node, ast.Constant) and type(node.value) is int:
             used.append(node.value)
             return Fraction(node.value)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            return -value(node.operand)
         if isinstance(node, ast.BinOp) and type(node.op) in operations:
             return operations[type(node.op)](value(node.left), value(node.right))
         raise ValueError("not an expression of whole numbers")

@@ -21,7 +21,7 @@ class NonFiniteLoss(RuntimeError):
 class Batch:
     """Completions with what the loss needs to know of their tokens.
 
-    ``sequences``: (prompt ids, completion ids) pairs. ``fields``: tensors over all completion tokens, in order, [tokens].
+    ``sequences``: (prompt ids, completion ids) pairs. ``fields``: one tensor [tokens] each, in their order.
     """
 
     sequences: list[tuple[Sequence[int], Sequence[int]]]
@@ -110,7 +110,7 @@ class Trainer:
         ``values`` are ``function`` at the completion tokens of a micro-batch, ``fields`` the batch's fields for the
         same tokens, with ``row``, the number of each token's sequence in the micro-batch, added. A mean is a field of
         weights that is computed over the whole batch before, so that micro-batches don't change the result. When
-        memory runs out the micro-batch is halved and the step begins anew. Raises NonFiniteLoss before a weight changes.
+        memory runs out the micro-batch is halved and the step begins anew. Raises NonFiniteLoss before any update.
         """
         while True:
             try:

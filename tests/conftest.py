@@ -1,0 +1,45 @@
+"""What several test files share: random models, and the committed tiny policy."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from repro.config import RunConfig
+from repro.policy import Policy
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # tests import papers.nft
+torch.set_num_threads(2)
+
+
+def random_model(vocabulary: int = 50, dtype: torch.dtype = torch.float64, seed: int = 0) -> Qwen2ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return Qwen2ForCausalLM(config).to(dtype).eval()
+
+
+@pytest.fixture
+def tiny() -> Policy:
+    return Policy(RunConfig())
+
+
+def perturb(policy: Policy, scale: float = 0.02, seed: int = 0) -> None:
+    """Make the adapter differ from the base, as after some training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in policy.parameters:
+            p.add_(torch.randn(p.shape, generator=generator) * scale)

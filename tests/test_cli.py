@@ -1,0 +1,96 @@
+"""The command line: what a user gets wrong is told in one line with exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from repro.cli import main, paper_scripts, renew_readme
+from repro.config import RunConfig
+from repro.report import describe, read_results
+
+
+def refused(capsys, *words: str) -> str:
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.strip().splitlines()
+    return line
+
+
+def test_unknown_names(capsys):
+    assert "unknown paper 'nfft'; there are" in refused(capsys, "run", "nfft")
+    assert "unknown command 'rum'" in refused(capsys, "rum")
+    assert "needs a paper" in refused(capsys, "run")
+    assert "unknown preset" in refused(capsys, "run", "nft", "--preset", "huge")
+    assert "unknown arm" in refused(capsys, "run", "nft", "--arms", "nfft")
+    assert "unknown task 'chess'" in refused(capsys, "run", "nft", "--task", "chess", "--workers", "1")
+    assert "no such folder" in refused(capsys, "table", "--results", "nowhere")
+
+
+def test_values_that_cannot_work(capsys, tmp_path):
+    assert "--samples 0: must be at least 1" in refused(capsys, "run", "nft", "--samples", "0")
+    assert "--seeds 0: must be at least 1" in refused(capsys, "run", "nft", "--seeds", "0")
+    assert "--learning-rate" in refused(capsys, "run", "nft", "--learning-rate", "-1")
+    out = ("--out", str(tmp_path / "runs"), "--workers", "1")
+    assert "not a model folder" in refused(capsys, "run", "nft", "--model", str(tmp_path), *out)
+    (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{oops\n')
+    assert "train.jsonl:2: not a line of JSON" in refused(
+        capsys, "run", "nft", "--task", "gsm8k", "--data", str(tmp_path), *out
+    )
+
+
+def test_gpu_preset_without_a_gpu(tmp_path):
+    """In a process that sees no GPU, with workers: the error crosses the process border as one line."""
+    words = [sys.executable, "-m", "repro.cli", "run", "nft", "--preset", "gpu", "--out", str(tmp_path), "--workers", "2"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.strip().splitlines() == [
+        "repro: --preset gpu: no GPU was found; use --preset tiny or --preset smol on a CPU"
+    ]
+
+
+def test_list_and_claims(capsys):
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in paper_scripts())
+    assert main(["claims", "--json"]) == 0
+    claims = json.loads(capsys.readouterr().out)
+    assert claims
+    for claim in claims:
+        assert {"paper", "claim", "preset", "verdict", "seeds", "difference", "interval"} <= claim.keys()
+        assert claim["verdict"] in ("holds", "fails", "undecided")
+
+
+@pytest.mark.parametrize("name", list(paper_scripts()))
+def test_help_lists_every_setting(name):
+    done = subprocess.run([sys.executable, f"papers/{name}.py", "--help"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0
+    for field in RunConfig.__dataclass_fields__:
+        assert f"--{field.replace('_', '-')}" in done.stdout
+
+
+def test_readme_shows_the_committed_results():
+    """The README's tables are those that the result files give."""
+    from repro.cli import load_paper
+
+    text = (ROOT / "README.md").read_text()
+    for (slug, preset, _), results in read_results(ROOT / "results").items():
+        if preset == "tiny":
+            assert describe(load_paper(slug), results) in text
+
+
+def test_renew_readme_replaces_only_its_part(tmp_path):
+    file = tmp_path / "README.md"
+    file.write_text("a\n<!-- results x -->\nold\n<!-- end x -->\nb\n")
+    renew_readme(file, "x", "new \\1")
+    assert file.read_text() == "a\n<!-- results x -->\nnew \\1\n<!-- end x -->\nb\n"
+
+
+def test_importing_the_package_is_light():
+    """The grader's worker processes import repro; torch must not come with it."""
+    code = "import sys, repro, repro.verify; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
