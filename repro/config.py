@@ -47,7 +47,7 @@ class RunConfig:
     """Limit of one completion; a truncated completion is wrong."""
     temperature: float = 1.0
     """Sampling temperature of rollouts and of the evaluation."""
-    iterations: int = 30
+    iterations: int = 25
     """Rollout steps."""
     prompts: int = 32
     """Problems per rollout step."""
@@ -59,7 +59,7 @@ class RunConfig:
     """Optimiser steps of linear warm-up."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
-    tokens_per_batch: int = 16_384
+    tokens_per_batch: int = 2048
     """Token budget of one micro-batch, prompts and padding included; it changes memory and speed, not results."""
     rows_per_batch: int = 256
     """Completions that are decoded side by side."""
