@@ -72,7 +72,8 @@ _COMMANDS = frozenset(
 )
 _CHARACTERS = re.compile(r"[0-9A-Za-z+\-^_!{}()\[\]|/.,\\ ]+")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.|$)")
-_WORD = re.compile(r"[A-Za-z]{5,}|_[A-Za-z_]*_|[0-9]{300,}")
+# Long words, long numbers, and a subscript of a number or group, which the parser would silently ignore.
+_REFUSED = re.compile(r"[A-Za-z]{5,}|[0-9]{300,}|[0-9)}\]_] ?_")
 
 
 def tidy(text: str) -> str:
@@ -187,7 +188,7 @@ def is_safe(text: str) -> bool:
     if any(command not in _COMMANDS for command in _COMMAND.findall(text)):
         return False
     bare = _COMMAND.sub(" ", text)
-    if _WORD.search(bare) or bare.count("|") % 2:
+    if _REFUSED.search(bare) or bare.count("|") % 2:
         return False
     stack: list[str] = []
     for character in bare:

@@ -1,8 +1,11 @@
 """Exact comparison of expressions; runs in a worker only, because it needs SymPy and can take for ever.
 
-Reading is Math-Verify's LaTeX parser (`latex2sympy2_extended`), which builds SymPy objects from a grammar and calls
-neither `sympify` nor `parse_expr` on text. Only text that passed `latex.is_safe` gets here. Math-Verify's own `verify`
-is not used: it rounds to 15 digits (1/2^99 equals 1/2^98 there), and its verdict depends on the order of arguments.
+Reading is Math-Verify's LaTeX parser (`latex2sympy2_extended`), which builds SymPy objects from a grammar. Only text that
+passed `latex.is_safe` gets here. The parser has one place that executes text: `parse_number` gives each literal to
+`sympy.Number`, which calls `sympify`, `parse_expr` and `eval` even for "12". `_Parser` replaces it by a checked pattern
+of digits, and the worker's audit hook refuses to compile text, should another such place exist. Math-Verify's `parse`
+(which gives plain expressions to `parse_expr`) is not used. Neither is its `verify`: it compares 15 digits, so that
+1/2^99 equals 1/2^98, and its verdict depends on the order of the arguments.
 
 Two expressions are equal if a proof is found: their difference is not clearly different from zero at a few points, and
 SymPy reduces it to zero exactly. No proof means not equal.
@@ -16,7 +19,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from sympy.core.function import AppliedUndef
 
 from repro.verify.forms import (
@@ -42,6 +45,14 @@ _UNDEFINED = (sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 _IMAGINARY = sympy.Symbol("i", real=True)
 
 
+class _Parser(_Latex2Sympy):
+    def parse_number(self, text: str) -> sympy.Integer:
+        """An integer literal; decimals became fractions before."""
+        if not re.fullmatch("[0-9]{1,400}", text):
+            raise ValueError("not an integer")
+        return sympy.Integer(int(text))
+
+
 class UnreadableError(Exception):
     """The expression has no value here: no grammar for it, undefined, or too large to work out."""
 
@@ -53,7 +64,7 @@ def value_of(latex: str) -> sympy.Expr:
     text = _MIXED.sub(lambda m: rf"(\frac{{{int(m[1]) * int(m[3]) + int(m[2])}}}{{{m[3]}}})", text)
     text = _PRODUCT.sub(r"\1 \\cdot ", text)
     try:
-        tree = latex2sympy(text, is_real=True, normalization_config=None, conversion_config=_CONFIG)
+        tree = _Parser(is_real=True, config=_CONFIG).parse(text)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the parser raises plain Exception
