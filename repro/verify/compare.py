@@ -89,12 +89,14 @@ def _same_quantity(a: Value, b: Value, same_value: SameValue) -> bool:
         return same_value(a, b, Fraction(1))
     if a.unit and b.unit:
         return False
-    # One side has no unit. "50%" is the value 1/2, and is also how people write the answer 50 to "what per cent".
-    if same_value(a, b, Fraction(1)):
+    # One side has no unit.
+    if "%" not in (a.unit, b.unit):
+        return same_value(a, b, Fraction(1))
+    if same_value(a, b, Fraction(100) if a.unit == "%" else Fraction(1, 100)):
         return True
-    if "%" in (a.unit, b.unit):
-        return same_value(a, b, Fraction(100) if a.unit == "%" else Fraction(1, 100))
-    return False
+    # "50%" is the value 1/2, and is also how people write the answer 50 to "what per cent". Up to 1 that is no longer
+    # clear: 0.25% against 0.25 stays different.
+    return isinstance(a, Number) and isinstance(b, Number) and a.value == b.value and abs(a.value) > 1
 
 
 def _same_ordered(a: tuple[Form, ...], b: tuple[Form, ...], equal: Callable[[Form, Form], bool]) -> bool:

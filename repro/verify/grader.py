@@ -82,6 +82,8 @@ class Grader:
 
     def _interpret(self, reply: Reply) -> tuple[Outcome, str]:
         limit = f"within {self.pool.seconds:g} s and {self.pool.megabytes} MiB"
+        if reply.died:
+            limit += " (two workers died of it)"
         if reply.reference is None:
             return Outcome.UNREADABLE_REFERENCE, f"worker: the reference could not be worked out {limit}"
         if not reply.reference:

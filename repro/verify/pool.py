@@ -33,6 +33,7 @@ class Reply:
     reference: bool | None = None
     answer: bool | None = None
     equal: bool | None = None
+    died: bool = False  # the worker ended by itself or was ended from outside
 
 
 class Worker:
@@ -145,9 +146,9 @@ class Pool:
                     if self._attempt(worker, answer, reference, reply):
                         self._give_back(worker)
                         worker = None
-                    return reply
+                    break
                 except WorkerDiedError:
-                    continue
+                    reply.died = True
                 finally:
                     if worker is not None:
                         self._drop(worker)

@@ -22,7 +22,7 @@ from repro.verify.forms import (
     Symbolic,
     Text,
 )
-from repro.verify.latex import MAX_ANSWER, brace_arguments, closing_bracket, is_safe, tidy
+from repro.verify.latex import MAX_ANSWER, brace_arguments, closing_bracket, group_end, is_safe, tidy
 from repro.verify.numbers import read_number, read_plain
 from repro.verify.units import canonical_unit
 
@@ -44,13 +44,18 @@ _CONSTANTS = {
 }
 _NO_ANSWER = frozenset(["nan", "inf", "none", "null", "n/a"])
 _NAME = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?"
-_NAME_SIDE = re.compile(rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAME}(?:, ?{_NAME})*\))")
+_NAME_SIDE = re.compile(rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAME}(?:, ?{_NAME})*\)|\( ?{_NAME}(?: ?, ?{_NAME})+ ?\))")
 _WORDS_SIDE = re.compile(r"(?:\\text ?\{[A-Za-z .'-]+\}|[A-Za-z][A-Za-z '-]{2,})+")
 _SEPARATOR = re.compile(r"[,;]| ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? (?:and|or) ")
 _OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[=<>]")
 _SET_OPERATOR = re.compile(r"\\(?:cup|cap|setminus)(?![a-zA-Z])")
-_BASE = re.compile(r"\{?([0-9][0-9A-Z]*|[A-Z][0-9A-Z]*[0-9][0-9A-Z]*)\}?_(?:\{([0-9]{1,2})\}|([0-9]{1,2})|\{?\\text ?\{([a-z]+)\}\}?)")
-_BASE_NAMES = dict(two=2, three=3, four=4, five=5, six=6, seven=7, eight=8, nine=9, ten=10, eleven=11, twelve=12, sixteen=16)
+_BASE = re.compile(
+    r"(?P<sign>-?) ?\{?(?P<digits>[0-9][0-9A-Z]*|[A-Z][0-9A-Z]*[0-9][0-9A-Z]*)\}? ?"
+    r"_ ?(?:\{ ?(?P<base>[0-9]{1,2}) ?\}|(?P<base2>[0-9]{1,2})|\{? ?\\text ?\{ ?(?P<name>[a-z]+) ?\} ?\}?)"
+)
+_BASE_NAMES = {
+    name: base for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
+} | {"sixteen": 16}
 _MATRIX = re.compile(r"\\begin ?\{([pbB]?matrix)\}(.*)\\end ?\{\1\}", re.DOTALL)
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _TRAILING_UNIT = re.compile(r"(.*?[^\s\\])(?:( ?(?:\\text ?\{[^{}]*\}[ ./]*)+(?:\^ ?\{?[23]\}?)?)|( ?(?:°|%|[a-z]{2,}(?:\^\{?[23]\}?)?)))")
@@ -84,13 +89,15 @@ def _nesting(text: str) -> int:
 def _read(text: str, level: int) -> Form | None:
     """`read` for tidied text and for parts of it; the readers below are tried from the outermost structure inwards."""
     text = text.strip()
-    if not text or level > 6:
+    if not text or level > 6 or text.casefold() in _NO_ANSWER:
         return None
     number = read_number(text)
     if number is not None:
         return number
     if text in _CONSTANTS:
         return Text(_CONSTANTS[text])
+    if text[0] == "{" and group_end(text, 0) == len(text):
+        return _read(text[1:-1], level + 1)
     inner = _TEXT.fullmatch(text)
     if inner:
         return _read(inner[1], level + 1) or _prose(inner[1])
@@ -137,7 +144,7 @@ def _matrix(text: str, level: int) -> tuple[bool, Form | None]:
     match = _MATRIX.fullmatch(text)
     if not match:
         return "\\begin" in text, None
-    rows = [_all(row.split("&"), level) for row in match[2].removesuffix("\\\\").strip().split("\\\\")]
+    rows = [_all(row.split("&"), level) for row in match[2].strip().removesuffix("\\\\").split("\\\\")]
     if any(row is None or len(row) != len(rows[0] or ()) for row in rows):
         return True, None
     return True, Matrix(tuple(rows))
@@ -147,10 +154,10 @@ def _base_number(text: str, level: int) -> tuple[bool, Form | None]:
     match = _BASE.fullmatch(text)
     if not match:
         return False, None
-    base = _BASE_NAMES.get(match[4], 0) if match[4] else int(match[2] or match[3])
-    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in match[1]):
+    base = _BASE_NAMES.get(match["name"], 0) if match["name"] else int(match["base"] or match["base2"])
+    if not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in match["digits"]):
         return False, None
-    digits = match[1].lstrip("0") or "0"
+    digits = match["sign"] + (match["digits"].lstrip("0") or "0")
     return True, read_number(digits) if base == 10 else BaseNumber(digits, base)
 
 
@@ -323,7 +330,7 @@ def _clean_prose(text: str) -> str | None:
     choice = re.fullmatch(r"\(?([A-Z])[).]?", words)
     if choice:
         return choice[1]
-    if words.casefold() in _NO_ANSWER or not (_PROSE.fullmatch(words) or _CLOCK.fullmatch(words)):
+    if not (_PROSE.fullmatch(words) or _CLOCK.fullmatch(words)):
         return None
     # Short runs of letters are products of variables unless they were marked as text.
     if "\\text" not in text and not re.search(r"[^\W\d_]{3}", words) and not _CLOCK.fullmatch(words):

@@ -35,6 +35,7 @@ from repro.verify.forms import (
 )
 
 MAX_BITS = 200_000  # of a number that is worked out; 2004! has 19,000
+MAX_BINOMIAL = 5_000
 MAX_OPERATIONS = 2_000  # nodes of an expression tree
 
 _CONFIG = ConversionConfig(lowercase_symbols=False)  # R and r are two variables
@@ -51,6 +52,13 @@ class _Parser(_Latex2Sympy):
         if not re.fullmatch("[0-9]{1,400}", text):
             raise ValueError("not an integer")
         return sympy.Integer(int(text))
+
+    def convert_binom(self, binom) -> sympy.Expr:
+        """A binomial coefficient, which SymPy works out at once, so its size is checked here."""
+        upper, lower = self.convert_expr(binom.upper), self.convert_expr(binom.lower)
+        if not all(value.is_Symbol or (value.is_Integer and abs(value) <= MAX_BINOMIAL) for value in (upper, lower)):
+            raise ValueError("binomial coefficient too large")
+        return sympy.binomial(upper, lower)
 
 
 class UnreadableError(Exception):
@@ -149,7 +157,7 @@ def is_zero(difference: sympy.Expr) -> bool:
 
 def _clearly_not_zero(expression: sympy.Expr) -> bool:
     """Whether the expression has a value other than 0 at one of a few points, with all digits of it certain."""
-    for point in _points(expression):
+    for point in _points(expression.free_symbols):
         value = expression.subs(point).evalf(15, maxn=400)
         for part in value.as_real_imag():
             # evalf leaves precision 1 on a number whose digits are all lost to cancellation.
@@ -158,12 +166,12 @@ def _clearly_not_zero(expression: sympy.Expr) -> bool:
     return False
 
 
-def _points(expression: sympy.Expr) -> list[dict[sympy.Symbol, sympy.Rational]]:
-    symbols = sorted(expression.free_symbols, key=str)
+def _points(symbols: set[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.Rational]]:
+    """A few arbitrary points, negative values among them; one empty point where there is no variable."""
     if not symbols:
         return [{}]
     return [
-        {symbol: sympy.Rational(start + 7 * index, 5 + 2 * index) for index, symbol in enumerate(symbols)}
+        {symbol: sympy.Rational(start + 7 * index, 5 + 2 * index) for index, symbol in enumerate(sorted(symbols, key=str))}
         for start in (9, -8, 23)
     ]
 
@@ -177,9 +185,8 @@ def same_relation(a: Relation, b: Relation) -> bool:
     left, right = (value_of(r.sides[0]) - value_of(r.sides[1]) for r in (a, b))
     if is_zero(left - right):
         return True
-    points = _points(left + right) or [{}]
     ratios = []
-    for point in points:
+    for point in _points(left.free_symbols | right.free_symbols):
         top, bottom = left.subs(point), right.subs(point)
         if top.is_zero is not False or bottom.is_zero is not False:
             return False

@@ -16,7 +16,9 @@ import signal
 import sys
 from typing import TextIO
 
-# Audit events that no comparison needs. "compile" with source text is what eval, exec, sympify and parse_expr do.
+# Audit events that no comparison needs. "compile" of source text is what eval, exec, sympify and parse_expr do; SymPy
+# itself compiles one function from a template of its own, the product of monomials.
+_COMPILES = "sympy.polys.monomials"
 _FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "shutil.")
 _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
 
@@ -25,7 +27,8 @@ def refuse(event: str, arguments: tuple) -> None:
     """Audit hook: raise `PermissionError` for anything that a comparison has no business doing."""
     if event == "compile":
         # Importing a module compiles its file; only text from nowhere is refused.
-        if arguments[0] is not None and not os.path.isabs(str(arguments[1])):
+        from_file = arguments[0] is None or os.path.isabs(str(arguments[1]))
+        if not from_file and sys._getframe(1).f_globals.get("__name__") != _COMPILES:
             raise PermissionError("a worker compiles no text")
     elif event == "open":
         flags = arguments[2] if len(arguments) > 2 and isinstance(arguments[2], int) else 0
@@ -104,7 +107,9 @@ def main() -> None:
     sys.dont_write_bytecode = True
     from repro.verify import symbolic
 
-    # SymPy imports some modules on first use; have that done before the doors close.
+    # SymPy imports some modules on first use, one of which makes its constants with `sympify`. All before the doors close.
+    import sympy.physics.units  # noqa: F401
+
     symbolic.is_zero(symbolic.value_of(r"\sqrt{3+2\sqrt{2}}-\sqrt{2}-1+\sin{x}^{2}+\cos{x}^{2}-1"))
     limit_resources(megabytes)
     sys.addaudithook(refuse)
