@@ -14,12 +14,12 @@ import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_HASHES = re.compile(r"####[ \t]*([^\n]*)")
-_PHRASE = re.compile(r"\banswer(?:\s+is\b[ \t]*:?|[ \t]*\**[ \t]*:)\**[ \t]*([^\n]*)", re.IGNORECASE)
+_HASHES = re.compile(r"####")
+_PHRASE = re.compile(r"\banswer(?:\s+is\b[ \t]*:?|[ \t]*\**[ \t]*:)", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]}.])-[ \t]?)?"  # a minus sign, but not that of "10-5"
     r"(?:\\?\$[ \t]?)?"
-    r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:(?<=[0-9])\.[0-9]+|(?<![0-9.])\.[0-9]+|(?<=[0-9]))"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:/[0-9]+(?![0-9./]))?"
     r"(?:[ \t]?\\?%)?"
 )
@@ -62,16 +62,14 @@ def _last_box(text: str) -> str | None:
 
 
 def _last_line(pattern: re.Pattern, text: str) -> str | None:
-    rest = None
-    for match in pattern.finditer(text):
-        if match.group(1).strip(" \t*"):
-            rest = match.group(1)
+    """The rest of the line behind the last mark that has something behind it, without the sentence round the answer."""
+    ends = [match.end() for match in pattern.finditer(text)]
+    lines = (text[end:].split("\n", 1)[0].strip(" \t\r*") for end in reversed(ends))
+    rest = next((line for line in lines if line), None)
     if rest is None:
         return None
     rest = _HOPE.sub("", rest)
-    if "$" in rest:  # "the answer is $x^2$. Done" and "the answer is $5."
-        math = re.match(r"\s*(\$[^$]+\$|\$\$.+?\$\$)", rest)
-        if math:
-            return math.group(1).strip()
-    rest = _SENTENCE_END.sub("", rest)
-    return rest.strip(" \t\r*").removesuffix(".").strip(" \t*") or None
+    math = re.match(r"\$\$.+?\$\$|\$[^$]+\$", rest)  # "the answer is $x^2$. Done", but not "$5 a day"
+    if math:
+        return math.group()
+    return _SENTENCE_END.sub("", rest).removesuffix(".").strip(" \t*") or None

@@ -84,13 +84,15 @@ def make_string(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.03:
         return rng.choice(_HOSTILE)
-    if kind < 0.13:
+    if kind < 0.25:
         return "".join(chr(_code_point(rng)) for _ in range(rng.randrange(40)))
     text = _expression(rng, rng.randrange(5))
-    if kind < 0.33 and text:
+    if kind < 0.5 and text:
         for _ in range(rng.randrange(1, 4)):
             position = rng.randrange(len(text) + 1)
-            text = text[:position] + rng.choice(["", "{", "}", "\\", "^", "_", " ", "(", "]", "é"]) + text[position + 1 :]
+            text = (
+                text[:position] + rng.choice(["", "{", "}", "\\", "^", "_", " ", "(", "]", "é"]) + text[position + 1 :]
+            )
     if kind > 0.97:
         text = f"{text} {rng.choice(_HOSTILE)[:500]}"
     return text

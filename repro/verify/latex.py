@@ -10,6 +10,7 @@ import re
 MAX_ANSWER = 1000  # characters; the longest reference of MATH has fewer than 200
 MAX_EXPRESSION = 400
 MAX_DEPTH = 12
+MAX_POWERS = 4  # nested exponents; the parser's time grows exponentially with them
 
 _UNICODE = str.maketrans(
     {
@@ -191,11 +192,17 @@ def is_safe(text: str) -> bool:
     if _REFUSED.search(bare) or bare.count("|") % 2:
         return False
     stack: list[str] = []
+    powers: list[bool] = []
+    before = ""
     for character in bare:
         if character in "([{":
             stack.append({"(": ")", "[": "]", "{": "}"}[character])
-        elif character in ")]}" and (not stack or stack.pop() != character):
+            powers.append(before == "^")
+        elif character in ")]}":
+            if not stack or stack.pop() != character:
+                return False
+            powers.pop()
+        if len(stack) > MAX_DEPTH or sum(powers) > MAX_POWERS:
             return False
-        if len(stack) > MAX_DEPTH:
-            return False
+        before = character
     return not stack

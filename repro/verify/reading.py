@@ -44,7 +44,9 @@ _CONSTANTS = {
 }
 _NO_ANSWER = frozenset(["nan", "inf", "none", "null", "n/a"])
 _NAME = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?"
-_NAME_SIDE = re.compile(rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAME}(?:, ?{_NAME})*\)|\( ?{_NAME}(?: ?, ?{_NAME})+ ?\))")
+_NAME_SIDE = re.compile(
+    rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAME}(?:, ?{_NAME})*\)|\( ?{_NAME}(?: ?, ?{_NAME})+ ?\))"
+)
 _WORDS_SIDE = re.compile(r"(?:\\text ?\{[A-Za-z .'-]+\}|[A-Za-z][A-Za-z '-]{2,})+")
 _SEPARATOR = re.compile(r"[,;]| ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? (?:and|or) ")
 _OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[=<>]")
@@ -54,22 +56,30 @@ _BASE = re.compile(
     r"_ ?(?:\{ ?(?P<base>[0-9]{1,2}) ?\}|(?P<base2>[0-9]{1,2})|\{? ?\\text ?\{ ?(?P<name>[a-z]+) ?\} ?\}?)"
 )
 _BASE_NAMES = {
-    name: base for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
+    name: base
+    for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
 } | {"sixteen": 16}
 _MATRIX = re.compile(r"\\begin ?\{([pbB]?matrix)\}(.*)\\end ?\{\1\}", re.DOTALL)
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
-_TRAILING_UNIT = re.compile(r"(.*?[^\s\\])(?:( ?(?:\\text ?\{[^{}]*\}[ ./]*)+(?:\^ ?\{?[23]\}?)?)|( ?(?:°|%|[a-z]{2,}(?:\^\{?[23]\}?)?)))")
+_TRAILING_UNIT = re.compile(
+    r"(.*?[^\s\\])(?:( ?(?:\\text ?\{[^{}]*\}[ ./]*)+(?:\^ ?\{?[23]\}?)?)|( ?(?:°|%|[a-z]{2,}(?:\^\{?[23]\}?)?)))"
+)
 _PROSE = re.compile(r"[\w .,:'&/()-]*[^\W\d_]{2}[\w .,:'&/()-]*")
 _CLOCK = re.compile(r"[0-9]+ ?: ?[0-9]+(?: ?: ?[0-9]+)*")
 
 
-@lru_cache(maxsize=50_000)
 def read(text: str) -> Form | None:
     """The form of a final answer, or None if it cannot be read. Takes at most `latex.MAX_ANSWER` characters."""
+    # The length is checked outside the cache, which must not keep strings of a megabyte.
+    return _read_whole(text) if 0 < len(text) <= MAX_ANSWER else None
+
+
+@lru_cache(maxsize=50_000)
+def _read_whole(text: str) -> Form | None:
     number = read_plain(text.strip())
     if number is not None:
         return number
-    if not 0 < len(text) <= MAX_ANSWER or _nesting(text) > _MAX_NESTING:
+    if _nesting(text) > _MAX_NESTING:
         return None
     tidied = tidy(text)
     return _read(tidied, 0) if tidied else None
@@ -271,7 +281,9 @@ def _interval(sides: list[str], found: list[str], level: int) -> Named | None:
     if any(operator not in ("<", r"\le") for operator in found):
         return None
     if len(sides) == 2:
-        sides, found = (["", *sides], ["<", *found]) if _NAME_SIDE.fullmatch(sides[0]) else ([*sides, ""], [*found, "<"])
+        sides, found = (
+            (["", *sides], ["<", *found]) if _NAME_SIDE.fullmatch(sides[0]) else ([*sides, ""], [*found, "<"])
+        )
     if len(sides) != 3 or not _NAME_SIDE.fullmatch(sides[1]) or _letters(sides[0]) or _letters(sides[2]):
         return None
     low = _read(sides[0], level + 1) if sides[0] else Text("-infinity")
@@ -319,7 +331,9 @@ def _plus_minus(text: str, level: int) -> tuple[bool, Form | None]:
     if "mp" in signs:
         flipped = {"pm": ("+", "-"), "mp": ("-", "+")}
         choices = [tuple(flipped[sign][side] for sign in signs) for side in (0, 1)]
-    variants = ["".join(part + sign for part, sign in zip(pieces[::2], (*choice, ""), strict=True)) for choice in choices]
+    variants = [
+        "".join(part + sign for part, sign in zip(pieces[::2], (*choice, ""), strict=True)) for choice in choices
+    ]
     forms = _all([re.sub(r"^ *\+|(?<=[({]) *\+", "", variant) for variant in variants], level)
     return True, forms and Collection(_flat(forms))
 
@@ -357,4 +371,3 @@ def _symbolic(text: str) -> Symbolic | None:
     if unit is None or not is_safe(braced):
         return None
     return Symbolic(braced, unit or None)
-

@@ -171,7 +171,10 @@ def _points(symbols: set[sympy.Symbol]) -> list[dict[sympy.Symbol, sympy.Rationa
     if not symbols:
         return [{}]
     return [
-        {symbol: sympy.Rational(start + 7 * index, 5 + 2 * index) for index, symbol in enumerate(sorted(symbols, key=str))}
+        {
+            symbol: sympy.Rational(start + 7 * index, 5 + 2 * index)
+            for index, symbol in enumerate(sorted(symbols, key=str))
+        }
         for start in (9, -8, 23)
     ]
 

@@ -83,7 +83,7 @@ def canonical_unit(tail: str) -> str | None:
     if not words or len(words) > 60 or not _SHAPE.fullmatch(words):
         return None
     tokens = _TOKEN.findall(words)
-    if len(tokens) > 8 or tokens[0] in ("squared", "cubed") or not _NO_NOUN.isdisjoint(tokens):
+    if not 1 <= len(tokens) <= 8 or tokens[0] in ("squared", "cubed") or not _NO_NOUN.isdisjoint(tokens):
         return None
     if not marked and not all(_plausible(tokens, position, spaced) for position in range(len(tokens))):
         return None
