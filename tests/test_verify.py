@@ -262,7 +262,10 @@ def test_unsafe_text_does_not_reach_the_parser(text):
 
 
 def test_import_is_light():
-    code = "import sys, repro.verify, repro.verify.cli; print([m for m in ('torch', 'sympy', 'math_verify') if m in sys.modules])"
+    code = """
+import sys, repro.verify, repro.verify.cli
+print([name for name in ("torch", "sympy", "math_verify", "latex2sympy2_extended") if name in sys.modules])
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_environment())
     assert result.stdout == "[]\n", result.stderr
 

@@ -5,7 +5,7 @@ r"""The grader: is this final answer equal to the reference?
 
 It is safe (no text is ever executed), total (every pair of strings gets one of four outcomes, within a time limit),
 symmetric (`equivalent(a, b)` is `equivalent(b, a)`), exact (1/2^99 is not 1/2^98) and conservative: what cannot be
-shown to be equal is not equal. `repro/verify/README.md` says what counts as equal and what was decided in cases of doubt.
+shown to be equal is not equal. `repro/verify/README.md` says what counts as equal and how cases of doubt were decided.
 
 Importing this package imports neither SymPy nor Math-Verify nor torch; only the worker processes do.
 """

@@ -1,4 +1,4 @@
-"""Comparison of two forms. Values that are not plain numbers are left to two functions that only a worker can supply."""
+"""Comparison of two forms. What SymPy has to decide is left to two functions that a worker supplies."""
 
 from __future__ import annotations
 

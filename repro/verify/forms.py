@@ -1,4 +1,4 @@
-"""The forms that a readable answer can have. Plain data, no behaviour; `reading.py` makes them, `compare.py` uses them."""
+"""The forms that a readable answer can have: plain data. `reading.py` makes them, `compare.py` uses them."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ along. The last line of output is JSON; the exit code is 1 if a check failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -27,17 +28,19 @@ from repro.verify.outcome import Outcome
 UNRELATED = "918273645"  # the grammar makes no number with this value
 OVERHEAD = 1.0  # seconds on top of the limit for ending a worker, on a busy machine
 
-_ATOMS = (
-    "0 1 2 3 7 10 42 100 -1 -7 0.5 .25 3.14 1e5 1e999999 1/2 22/7 x y n a b ab e i \\pi \\infty \\theta NaN nan inf -inf "
-    "Infinity \\alpha \\emptyset \\mathbb{R} 50\\% $5 5cm 30^\\circ 52_8 A5_{11} (C) \\text{yes} \\text{cm} Tom "
+_ATOM_LIST = (
+    "0 1 2 3 7 10 42 100 -1 -7 0.5 .25 3.14 1e5 1e999999 1/2 22/7 x y n a b ab e i \\pi \\infty \\theta NaN nan inf "
+    "-inf Infinity \\alpha \\emptyset \\mathbb{R} 50\\% $5 5cm 30^\\circ 52_8 A5_{11} (C) \\text{yes} \\text{cm} Tom "
     "１２ ٣ ४ Ⅷ ½ ² ∞ √2 π − ± ×"
-).split()
+)
+_ATOMS = _ATOM_LIST.split()
 _WRAPPED = (
     "\\frac{%s}{%s}|\\sqrt{%s}|\\sqrt[%s]{%s}|(%s)^{%s}|%s^{%s}|%s^{%s^{%s}}|9^{9^{%s}}|%s!|((%s!)!)!|(%s)|[%s,%s]|"
     "(%s,%s)|(%s,%s]|\\{%s,%s\\}|%s,%s|%s+%s|%s-%s|%s*%s|%s \\cdot %s|%s/%s|\\binom{%s}{%s}|\\log_{%s} %s|\\sin %s|"
     "\\left(%s\\right)|\\text{%s}|%s \\pm %s|%s = %s|%s < %s|%s \\le %s|%s \\cup %s|\\boxed{%s}|$%s$|%s\\text{ cm}^2|"
-    "|%s||\\begin{pmatrix}%s & %s\\\\ %s & %s\\end{pmatrix}|\\lfloor %s \\rfloor|\\overline{%s}|%s_{%s}|%s \\text{ and } %s|"
-    "\\sum_{k=1}^{%s} %s|\\int_{%s}^{%s} x dx|\\operatorname{eye}(%s)|\\lim_{x\\to %s} %s|\\gcd(%s,%s)|%s\\%%"
+    "|%s||\\begin{pmatrix}%s & %s\\\\ %s & %s\\end{pmatrix}|\\lfloor %s \\rfloor|\\overline{%s}|%s_{%s}|"
+    "%s \\text{ and } %s|\\sum_{k=1}^{%s} %s|\\int_{%s}^{%s} x dx|"
+    "\\operatorname{eye}(%s)|\\lim_{x\\to %s} %s|\\gcd(%s,%s)|%s\\%%"
 )
 _TEMPLATES = [template for template in _WRAPPED.split("|") if template]
 _HOSTILE = [
@@ -142,11 +145,9 @@ class _Watch:
     def kill_one(self) -> None:
         ids = self._pool.process_ids()
         if ids:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self._rng.choice(ids), signal.SIGKILL)
                 self.killed += 1
-            except ProcessLookupError:
-                pass
 
 
 def _resident_mib(pid: int | str = "self") -> float:

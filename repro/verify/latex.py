@@ -14,13 +14,16 @@ MAX_POWERS = 4  # nested exponents; the parser's time grows exponentially with t
 
 _UNICODE = str.maketrans(
     {
-        "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "∞": r"\infty ",
-        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ",
+        "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ",
+        "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "±": r"\pm ",
+        "∓": r"\mp ", "∪": r"\cup ",
         "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "θ": r"\theta ", "α": r"\alpha ",
         "β": r"\beta ", "½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "²": "^{2}", "³": "^{3}",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\t": " ", "\n": " ", "\r": " ", "’": "'", "º": "°",
     }
 )  # fmt: skip
+
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan"
 
 # Applied in this order.
 _REWRITES = [
@@ -28,10 +31,10 @@ _REWRITES = [
     for pattern, replacement in [
         (r"√ ?([0-9]+)", r"\\sqrt{\1}"),
         (r"√", r"\\sqrt "),
-        (r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|middle|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])\.?", ""),
+        (r"\\(?:left|right|middle|[bB]ig[glr]?|displaystyle|textstyle|limits|nolimits)(?![a-zA-Z])\.?", ""),
         (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
         (r"\\dbinom|\\tbinom", r"\\binom"),
-        (r"\\(?:textrm|textbf|textit|textnormal|texttt|mbox|hbox|mathrm|mathbf|mathit|operatorname\*?)(?![a-zA-Z])", r"\\text"),
+        (r"\\(?:text(?:rm|bf|it|normal|tt)|[mh]box|math(?:rm|bf|it)|operatorname\*?)(?![a-zA-Z])", r"\\text"),
         (r"\\(?:leq|leqslant|leqq)(?![a-zA-Z])", r"\\le"),
         (r"\\(?:geq|geqslant|geqq)(?![a-zA-Z])", r"\\ge"),
         (r"\\neq(?![a-zA-Z])", r"\\ne"),
@@ -57,8 +60,8 @@ _REWRITES = [
         (r">=", r"\\ge "),
         (r"!=", r"\\ne "),
         (r"\+/-|\+-", r"\\pm "),
-        (r"\\text ?\{ ?(sin|cos|tan|cot|sec|csc|log|ln|exp|arcsin|arccos|arctan|sinh|cosh|tanh|gcd|lcm|max|min) ?\}", r"\\\1 "),
-        (r"(?<![\\a-zA-Z])(sqrt|pi|sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan)(?![a-zA-Z])", r"\\\1 "),
+        (rf"\\text ?\{{ ?({_FUNCTIONS}|exp|sinh|cosh|tanh|gcd|lcm|max|min) ?\}}", r"\\\1 "),
+        (rf"(?<![\\a-zA-Z])(sqrt|pi|{_FUNCTIONS})(?![a-zA-Z])", r"\\\1 "),
         (r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
         (r" +", " "),
     ]
@@ -66,11 +69,13 @@ _REWRITES = [
 _WRAPPERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _LEAD = re.compile(r"^(?:=|:|\\approx(?![a-zA-Z])|\\implies(?![a-zA-Z])) ?")
 
-_COMMANDS = frozenset(
-    "frac sqrt binom cdot times div pi infty theta alpha beta gamma delta epsilon varepsilon zeta eta kappa lambda mu nu "
-    "xi rho sigma tau phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega sin cos tan cot sec csc "
-    "arcsin arccos arctan sinh cosh tanh log ln exp lfloor rfloor lceil rceil overline max min gcd lcm".split()
-)
+_COMMAND_LIST = """
+frac sqrt binom cdot times div pi infty overline lfloor rfloor lceil rceil max min gcd lcm
+alpha beta gamma delta epsilon varepsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
+Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega
+sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp
+"""
+_COMMANDS = frozenset(_COMMAND_LIST.split())
 _CHARACTERS = re.compile(r"[0-9A-Za-z+\-^_!{}()\[\]|/.,\\ ]+")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.|$)")
 # Long words, long numbers, and a subscript of a number or group, which the parser would silently ignore.
@@ -127,7 +132,7 @@ def group_end(text: str, start: int) -> int:
 
 
 def brace_arguments(text: str) -> str:
-    r"""Put every argument of `\frac`, `\binom`, `\sqrt`, `^` and `_` in braces: `\frac12`, `\sqrt2`, `x^10`, `sqrt(2)`."""
+    r"""Put every argument of `\frac`, `\binom`, `\sqrt`, `^` and `_` in braces, as in `\frac12`, `\sqrt2`, `x^10`."""
     result: list[str] = []
     command = ""
     waiting = 0  # arguments of `command` still to come

@@ -33,7 +33,8 @@ _NUMBER = re.compile(
     rf"|{_TOP_OVER_BOTTOM.replace('top', 'top2').replace('bottom', 'bottom2')}"
     rf"|{_SLASH.replace('over', 'over2').replace('under', 'under2')}(?![0-9.,/])"
     rf"|(?P<decimal>{_DECIMAL})"
-    rf"(?:[eE](?P<e>[+-]?[0-9]+)|(?: ?\\(?:times|cdot)| ?x) ?10 ?\^ ?(?:\{{ ?(?P<p>[+-]?[0-9]+) ?\}}|(?P<q>[+-]?[0-9]+)))?)"
+    rf"(?:[eE](?P<e>[+-]?[0-9]+)"
+    rf"|(?: ?\\(?:times|cdot)| ?x) ?10 ?\^ ?(?:\{{ ?(?P<p>[+-]?[0-9]+) ?\}}|(?P<q>[+-]?[0-9]+)))?)"
     rf"(?P<scale> ?(?:{'|'.join(_SCALES)})(?![a-z]))?"
     r"(?P<tail>.*)",
     re.DOTALL,
@@ -48,7 +49,7 @@ def read_plain(text: str) -> Number | None:
 
 
 def read_number(text: str) -> Number | None:
-    """A number in any of the spellings above, from text that went through `latex.tidy`; None if it is something else."""
+    """A number in any of the spellings above, from text that went through `latex.tidy`; None if it is no number."""
     if len(text) > MAX_DIGITS:
         return None
     match = _NUMBER.fullmatch(text)

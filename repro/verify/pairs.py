@@ -1,4 +1,4 @@
-"""Files of pairs: one JSON object a line with `answer` (text or null), `reference`, and optionally `equal` and `note`."""
+"""Files of pairs: one JSON object a line with `answer` (text or null), `reference`, maybe `equal` and `note`."""
 
 from __future__ import annotations
 

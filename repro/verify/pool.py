@@ -7,6 +7,7 @@ spawned process, in a notebook, and where `__main__` cannot be imported, which `
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import select
@@ -100,10 +101,8 @@ class Worker:
 
     def close_pipes(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):
-            try:
+            with contextlib.suppress(OSError):
                 pipe.close()
-            except OSError:
-                pass
 
 
 class Pool:

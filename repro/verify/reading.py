@@ -44,9 +44,8 @@ _CONSTANTS = {
 }
 _NO_ANSWER = frozenset(["nan", "inf", "none", "null", "n/a"])
 _NAME = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?"
-_NAME_SIDE = re.compile(
-    rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAME}(?:, ?{_NAME})*\)|\( ?{_NAME}(?: ?, ?{_NAME})+ ?\))"
-)
+_NAMES = rf"{_NAME}(?: ?, ?{_NAME})*"
+_NAME_SIDE = re.compile(rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAMES}\)|\( ?{_NAMES} ?\))")
 _WORDS_SIDE = re.compile(r"(?:\\text ?\{[A-Za-z .'-]+\}|[A-Za-z][A-Za-z '-]{2,})+")
 _SEPARATOR = re.compile(r"[,;]| ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? (?:and|or) ")
 _OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[=<>]")
@@ -55,14 +54,13 @@ _BASE = re.compile(
     r"(?P<sign>-?) ?\{?(?P<digits>[0-9][0-9A-Z]*|[A-Z][0-9A-Z]*[0-9][0-9A-Z]*)\}? ?"
     r"_ ?(?:\{ ?(?P<base>[0-9]{1,2}) ?\}|(?P<base2>[0-9]{1,2})|\{? ?\\text ?\{ ?(?P<name>[a-z]+) ?\} ?\}?)"
 )
-_BASE_NAMES = {
-    name: base
-    for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
-} | {"sixteen": 16}
+_BASE_LIST = "zero one two three four five six seven eight nine ten eleven twelve"
+_BASE_NAMES = {name: base for base, name in enumerate(_BASE_LIST.split())} | {"sixteen": 16}
 _MATRIX = re.compile(r"\\begin ?\{([pbB]?matrix)\}(.*)\\end ?\{\1\}", re.DOTALL)
 _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _TRAILING_UNIT = re.compile(
-    r"(.*?[^\s\\])(?:( ?(?:\\text ?\{[^{}]*\}[ ./]*)+(?:\^ ?\{?[23]\}?)?)|( ?(?:°|%|[a-z]{2,}(?:\^\{?[23]\}?)?)))"
+    r"(.*?[^\s\\])"
+    r"(?:( ?(?:\\text ?\{[^{}]*\}[ ./]*)+(?:\^ ?\{?[23]\}?)?)|( ?(?:°|%|[a-z]{2,}(?:\^\{?[23]\}?)?)))"
 )
 _PROSE = re.compile(r"[\w .,:'&/()-]*[^\W\d_]{2}[\w .,:'&/()-]*")
 _CLOCK = re.compile(r"[0-9]+ ?: ?[0-9]+(?: ?: ?[0-9]+)*")
@@ -178,9 +176,9 @@ def _list(text: str, level: int) -> tuple[bool, Form | None]:
     parts, separators = split
     if not separators:
         return False, None
-    if all(_clean_prose(part) for part in parts) and not all(len(part.strip(" ()")) == 1 for part in parts):
-        if not any(separator in ",;" for separator in separators):
-            return False, None  # "Tom and Jerry" is a phrase
+    words_only = all(_clean_prose(part) for part in parts) and any(len(part.strip(" ()")) > 1 for part in parts)
+    if words_only and not any(separator in ",;" for separator in separators):
+        return False, None  # "Tom and Jerry" is a phrase
     parts = _join_thousands(text, [part for part in parts if part.strip()])
     forms = _all(parts, level)
     if forms is None:
@@ -327,7 +325,7 @@ def _plus_minus(text: str, level: int) -> tuple[bool, Form | None]:
         return False, None
     if len(signs) > 3:
         return True, None
-    choices = [("+", "-")] if "mp" in signs else product("+-", repeat=len(signs))
+    choices = list(product("+-", repeat=len(signs)))
     if "mp" in signs:
         flipped = {"pm": ("+", "-"), "mp": ("-", "+")}
         choices = [tuple(flipped[sign][side] for sign in signs) for side in (0, 1)]

@@ -1,7 +1,7 @@
 """Exact comparison of expressions; runs in a worker only, because it needs SymPy and can take for ever.
 
-Reading is Math-Verify's LaTeX parser (`latex2sympy2_extended`), which builds SymPy objects from a grammar. Only text that
-passed `latex.is_safe` gets here. The parser has one place that executes text: `parse_number` gives each literal to
+Reading is Math-Verify's LaTeX parser (`latex2sympy2_extended`), which builds SymPy objects from a grammar. Only text
+that passed `latex.is_safe` gets here. The parser has one place that executes text: `parse_number` gives each literal to
 `sympy.Number`, which calls `sympify`, `parse_expr` and `eval` even for "12". `_Parser` replaces it by a checked pattern
 of digits, and the worker's audit hook refuses to compile text, should another such place exist. Math-Verify's `parse`
 (which gives plain expressions to `parse_expr`) is not used. Neither is its `verify`: it compares 15 digits, so that

@@ -53,16 +53,17 @@ _ALIASES = {
 _CANONICAL = {alias: unit for unit, aliases in _ALIASES.items() for alias in (unit, *aliases.split())}
 
 # Words that change the value, or that make the text something other than a number with a noun.
-_NO_NOUN = frozenset(
-    "and or not plus minus times over by to point half halves third thirds quarter quarters fourth fourths fifth fifths "
-    "sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth thousandths "
-    "zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty "
-    "ninety hundred thousand million billion trillion dozen score double triple twice factorial negative positive "
-    "sin cos tan cot sec csc log ln lg exp sqrt root pi infinity inf nan max gcd lcm mod arcsin arccos arctan sinh "
-    "cosh tanh alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon "
-    "phi chi psi omega less more than greater fewer least most about approximately except but if import eval exec lambda "
-    "base equals equal is are".split()
-)
+_NO_NOUN_LIST = """
+and or not plus minus times over by to point less more than greater fewer least most about approximately except but if
+half halves third thirds quarter quarters fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths
+ninth ninths tenth tenths hundredth hundredths thousandth thousandths negative positive double triple twice factorial
+zero one two three four five six seven eight nine ten eleven twelve twenty thirty forty fifty sixty seventy eighty
+ninety hundred thousand million billion trillion dozen score infinity inf nan base equals equal is are
+sin cos tan cot sec csc log ln lg exp sqrt root pi max gcd lcm mod arcsin arccos arctan sinh cosh tanh
+alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron rho sigma tau upsilon phi chi psi omega
+import eval exec
+"""
+_NO_NOUN = frozenset(_NO_NOUN_LIST.split())
 _SMALL_WORDS = frozenset(["of", "per", "the", "a", "an", "in", "each"])
 _TOKEN = re.compile(r"[a-z°$€£¥¢₹%]+|\^[23]|/")
 _SHAPE = re.compile(r"(?:[a-z°$€£¥¢₹%]+|\^ ?[23]|[ ./-])+")

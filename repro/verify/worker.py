@@ -105,10 +105,11 @@ def main() -> None:
     requests, replies = sys.stdin, sys.stdout
     sys.stdout = sys.stderr  # a stray print must not look like a reply
     sys.dont_write_bytecode = True
-    from repro.verify import symbolic
-
-    # SymPy imports some modules on first use, one of which makes its constants with `sympify`. All before the doors close.
+    # SymPy imports some modules on first use; one of them makes its constants with `sympify`. Do it before that is
+    # refused.
     import sympy.physics.units  # noqa: F401
+
+    from repro.verify import symbolic
 
     symbolic.is_zero(symbolic.value_of(r"\sqrt{3+2\sqrt{2}}-\sqrt{2}-1+\sin{x}^{2}+\cos{x}^{2}-1"))
     limit_resources(megabytes)
