@@ -78,8 +78,9 @@ sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp
 _COMMANDS = frozenset(_COMMAND_LIST.split())
 _CHARACTERS = re.compile(r"[0-9A-Za-z+\-^_!{}()\[\]|/.,\\ ]+")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.|$)")
-# Long words, long numbers, and a subscript of a number or group, which the parser would silently ignore.
-_REFUSED = re.compile(r"[A-Za-z]{5,}|[0-9]{300,}|[0-9)}\]_] ?_")
+# Long words, long numbers, a subscript of a number or group (the parser would ignore it), a double factorial (the
+# parser would take it for the factorial of a factorial).
+_REFUSED = re.compile(r"[A-Za-z]{5,}|[0-9]{300,}|[0-9)}\]_] ?_|! ?!")
 
 
 def tidy(text: str) -> str:
@@ -96,7 +97,10 @@ def tidy(text: str) -> str:
     text = text.replace(r"\$", "$")
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
-    text = _LEAD.sub("", text.strip(" .,;"))
+    text = text.strip().rstrip(" ,;")
+    if not text.endswith(".."):  # "0.333..." is not 0.333
+        text = text.removesuffix(".")
+    text = _LEAD.sub("", text)
     return _unwrap(text).strip()
 
 
@@ -142,7 +146,7 @@ def brace_arguments(text: str) -> str:
             result.append("" if waiting else " ")
             position += 1
         elif waiting and text[position] != "[":
-            end, argument = _argument(text, position, script=command in ("^", "_"))
+            end, argument = _argument(text, position, command)
             result.append("{" + brace_arguments(argument) + "}")
             position, waiting = end, waiting - 1
         elif waiting:  # the optional argument of a root
@@ -159,8 +163,8 @@ def brace_arguments(text: str) -> str:
     return "".join(result)
 
 
-def _argument(text: str, position: int, script: bool) -> tuple[int, str]:
-    """End and content of the argument at `position`; a bare exponent may be a signed number, as people write it."""
+def _argument(text: str, position: int, command: str) -> tuple[int, str]:
+    """End and content of the argument of `command` at `position`."""
     if text[position] == "{":
         end = group_end(text, position)
         return (end, text[position + 1 : end - 1]) if end > 0 else (len(text), text[position:])
@@ -168,7 +172,8 @@ def _argument(text: str, position: int, script: bool) -> tuple[int, str]:
         end = closing_bracket(text, position)
         if end > 0:
             return end, text[position:end]
-    number = re.compile(r"-?[0-9]+" if script else "[0-9]").match(text, position)
+    # Nobody who writes "\sqrt16" or "x^10" means what LaTeX makes of it.
+    number = re.compile({"\\frac": "[0-9]", "\\binom": "[0-9]"}.get(command, "-?[0-9]+")).match(text, position)
     token = number or _COMMAND.match(text, position)
     end = token.end() if token else position + 1
     return end, text[position:end]

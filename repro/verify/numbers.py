@@ -29,7 +29,7 @@ _SCALES = {
 _NUMBER = re.compile(
     rf"(?P<sign>[+-]?) ?(?P<money>[$€£¥₹]?) ?(?P<inner_sign>[+-]?) ?"
     rf"(?:(?P<repeated>[0-9]*\.[0-9]*)\\overline ?\{{(?P<period>[0-9]+)\}}"
-    rf"|(?P<whole>[0-9]+)(?: ?{_TOP_OVER_BOTTOM}|[ -]{_SLASH})"
+    rf"|(?P<whole>[0-9]+)(?: ?{_TOP_OVER_BOTTOM}| {_SLASH})"
     rf"|{_TOP_OVER_BOTTOM.replace('top', 'top2').replace('bottom', 'bottom2')}"
     rf"|{_SLASH.replace('over', 'over2').replace('under', 'under2')}(?![0-9.,/])"
     rf"|(?P<decimal>{_DECIMAL})"
@@ -53,7 +53,7 @@ def read_number(text: str) -> Number | None:
     if len(text) > MAX_DIGITS:
         return None
     match = _NUMBER.fullmatch(text)
-    if match is None:
+    if match is None or (match["inner_sign"] and not match["money"]):
         return None
     value = _magnitude(match)
     if value is None:

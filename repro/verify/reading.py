@@ -42,10 +42,10 @@ _CONSTANTS = {
     r"\mathbb{N}": "natural numbers",
     r"\mathbb{C}": "complex numbers",
 }
-_NO_ANSWER = frozenset(["nan", "inf", "none", "null", "n/a"])
 _NAME = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?"
+_GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|omega|Delta|Sigma"
 _NAMES = rf"{_NAME}(?: ?, ?{_NAME})*"
-_NAME_SIDE = re.compile(rf"(?:{_NAME}|\\[a-zA-Z]+|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAMES}\)|\( ?{_NAMES} ?\))")
+_NAME_SIDE = re.compile(rf"(?:{_NAME}|\\(?:{_GREEK})|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAMES}\)|\( ?{_NAMES} ?\))")
 _WORDS_SIDE = re.compile(r"(?:\\text ?\{[A-Za-z .'-]+\}|[A-Za-z][A-Za-z '-]{2,})+")
 _SEPARATOR = re.compile(r"[,;]| ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? (?:and|or) ")
 _OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[=<>]")
@@ -97,7 +97,7 @@ def _nesting(text: str) -> int:
 def _read(text: str, level: int) -> Form | None:
     """`read` for tidied text and for parts of it; the readers below are tried from the outermost structure inwards."""
     text = text.strip()
-    if not text or level > 6 or text.casefold() in _NO_ANSWER:
+    if not text or level > 6 or text.casefold() == "nan":
         return None
     number = read_number(text)
     if number is not None:
@@ -148,6 +148,11 @@ def _all(parts: list[str], level: int) -> tuple[Form, ...] | None:
     return None if any(form is None for form in forms) else forms
 
 
+def _has_sets(parts: list[str]) -> bool:
+    """Whether a set is a member of something, which is not supported: members of members would be mixed up."""
+    return any(part.lstrip().startswith((r"\{", r"\emptyset")) for part in parts)
+
+
 def _matrix(text: str, level: int) -> tuple[bool, Form | None]:
     match = _MATRIX.fullmatch(text)
     if not match:
@@ -180,7 +185,7 @@ def _list(text: str, level: int) -> tuple[bool, Form | None]:
     if words_only and not any(separator in ",;" for separator in separators):
         return False, None  # "Tom and Jerry" is a phrase
     parts = _join_thousands(text, [part for part in parts if part.strip()])
-    forms = _all(parts, level)
+    forms = None if _has_sets(parts) else _all(parts, level)
     if forms is None:
         return True, None
     return True, _collect(forms, any("or" in separator for separator in separators))
@@ -311,7 +316,7 @@ def _bracket(text: str, level: int) -> tuple[bool, Form | None]:
     if len(parts) == 1 and text[0] == "(":
         # A bracket round one thing: "(C)" is C, "(x+1)" is x+1.
         return True, _read(inner, level + 1)
-    forms = _all(parts, level)
+    forms = None if _has_sets(parts) else _all(parts, level)
     if forms is None:
         return True, None
     return True, Collection(_flat(forms)) if braces else Sequence(text[0], text[-1], forms)

@@ -90,22 +90,20 @@ def _check_size(tree: sympy.Expr) -> None:
     """Raise `UnreadableError` before SymPy works out a power tower or a huge factorial."""
     if sum(1 for _ in sympy.preorder_traversal(tree)) > MAX_OPERATIONS:
         raise UnreadableError("too many operations")
-    _log2(tree)
+    _bits(tree)
 
 
-def _log2(node: sympy.Basic) -> float:
-    """An upper bound of log2 |node| (variables count as 1); raises `UnreadableError` where it passes `MAX_BITS`."""
-    parts = [_log2(part) for part in node.args]
+def _bits(node: sympy.Basic) -> float:
+    """About how many bits working out the node takes; raises `UnreadableError` where that passes `MAX_BITS`."""
+    parts = [_bits(part) for part in node.args]
     if isinstance(node, sympy.Rational):
         bits = float(max(abs(node.p).bit_length(), node.q.bit_length()))
     elif isinstance(node, sympy.Pow):
-        exponent = 2.0 ** min(parts[1], 40.0)
-        bits = max(abs(parts[0]), 1.0) * exponent if node.args[0].is_Number or parts[0] > 0 else exponent
-    elif isinstance(node, (sympy.factorial, sympy.gamma)):
-        size = 2.0 ** min(parts[0], 40.0)
-        bits = size * max(parts[0], 1.0)
+        bits = max(parts[0], 1.0) * max(_magnitude(node.exp), 1.0)
     elif isinstance(node, sympy.exp):
-        bits = 1.5 * 2.0 ** min(parts[0], 40.0)
+        bits = 1.5 * _magnitude(node.exp)
+    elif isinstance(node, sympy.factorial):
+        bits = _magnitude(node.args[0]) * max(parts[0], 1.0)
     elif isinstance(node, sympy.Add):
         bits = max(parts) + math.log2(len(parts) + 1)
     else:
@@ -113,6 +111,14 @@ def _log2(node: sympy.Basic) -> float:
     if bits > MAX_BITS:
         raise UnreadableError("too large")
     return bits
+
+
+def _magnitude(node: sympy.Expr) -> float:
+    """The absolute value of an exponent or argument whose own size is known to be bearable; 1 if it has variables."""
+    if not node.is_number:
+        return 1.0
+    value = abs(node.evalf(5))
+    return float(value) if value.is_Float or value.is_Rational else math.inf
 
 
 def check(form: Form) -> None:

@@ -76,7 +76,6 @@ def canonical_unit(tail: str) -> str | None:
     Accepts known units, `\text{...}` with any noun, and bare nouns behind a space ("5 apples"). A bare single letter
     is a variable ("5m" is 5 times m). "units" counts as no unit at all and gives "".
     """
-    marked = "\\text" in tail
     words = _TEXT_COMMAND.sub(r" \1 ", tail).lower()
     words = re.sub(r"\^ ?\{ ?([23]) ?\}", r"^\1", words).replace("^ ", "^").replace("°", " °")
     words = words.replace("° c", "°c").replace("° f", "°f")
@@ -86,7 +85,8 @@ def canonical_unit(tail: str) -> str | None:
     tokens = _TOKEN.findall(words)
     if not 1 <= len(tokens) <= 8 or tokens[0] in ("squared", "cubed") or not _NO_NOUN.isdisjoint(tokens):
         return None
-    if not marked and not all(_plausible(tokens, position, spaced) for position in range(len(tokens))):
+    bare = _TOKEN.findall(_TEXT_COMMAND.sub(" ", tail).lower())
+    if not all(_plausible(bare, position, spaced) for position in range(len(bare))):
         return None
     tokens = ["/" if token == "per" else _singular(token) for token in tokens if token not in ("the", "a", "an")]
     return _with_powers(tokens)
