@@ -7,7 +7,8 @@ The marks are tried in this order, and the last occurrence of the first mark tha
 3. `answer is ...`, `answer: ...` (also `**Final answer:** ...`) to the end of the line,
 4. the last number of the text, only where the caller asks for it.
 
-Every step is linear in the length of the text: a completion is model output and may be hostile.
+Every step is linear in the length of the text (no pattern backtracks over a long run): a completion is model output
+and may be hostile.
 """
 
 import re
@@ -19,11 +20,11 @@ _PHRASE = re.compile(r"\banswer(?:\s+is\b[ \t]*:?|[ \t]*\**[ \t]*:)", re.IGNOREC
 _NUMBER = re.compile(
     r"(?:(?<![\w)\]}.])-[ \t]?)?"  # a minus sign, but not that of "10-5"
     r"(?:\\?\$[ \t]?)?"
-    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3}){1,9}(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:/[0-9]+(?![0-9./]))?"
     r"(?:[ \t]?\\?%)?"
 )
-_HOPE = re.compile(r"\.?\s*I hope (?:it|this) is correct.*$", re.IGNORECASE)
+_HOPE = re.compile(r"\bI hope (?:it|this) is correct.*$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<=[^\s.])\.\s+[A-Z].*$")
 
 
@@ -68,7 +69,7 @@ def _last_line(pattern: re.Pattern, text: str) -> str | None:
     rest = next((line for line in lines if line), None)
     if rest is None:
         return None
-    rest = _HOPE.sub("", rest)
+    rest = _HOPE.sub("", rest).rstrip()
     math = re.match(r"\$\$.+?\$\$|\$[^$]+\$", rest)  # "the answer is $x^2$. Done", but not "$5 a day"
     if math:
         return math.group()

@@ -1,6 +1,6 @@
 """Worker processes with a hard time limit for each pair.
 
-Workers are plain `python -m repro.verify.worker` processes behind pipes. That works from any thread, in a forked or
+Workers are plain Python processes behind pipes (`worker.py`). That works from any thread, in a forked or
 spawned process, in a notebook, and where `__main__` cannot be imported, which `multiprocessing` does not.
 """
 
@@ -15,12 +15,41 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
+# Like `python -m repro.verify.worker`, but without the current folder on the path: nothing that happens to lie there
+# may be imported instead of the real module.
+_START = """
+import sys
+root = sys.argv.pop(1)
+sys.path[:] = [folder for folder in sys.path if folder]
+root in sys.path or sys.path.insert(0, root)
+from repro.verify.worker import main
+main()
+"""
 STARTUP_SECONDS = 120.0  # importing SymPy on a busy machine; not part of a pair's limit
 _ROOT = str(Path(__file__).resolve().parents[2])
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for pool in list(_pools):
+        pool.close()
+
+
+def _forget_all() -> None:
+    for pool in list(_pools):
+        pool.forget()
+
+
+atexit.register(_close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 class WorkerDiedError(Exception):
@@ -41,15 +70,14 @@ class Worker:
     """One process. Not safe for use by two threads at a time; the pool sees to that."""
 
     def __init__(self, seconds: float, megabytes: int) -> None:
-        path = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH", "")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-B", "-m", "repro.verify.worker", str(seconds), str(megabytes)],
+            [sys.executable, "-B", "-c", _START, _ROOT, str(seconds), str(megabytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=0,
             # Fixed hashes: SymPy orders some terms by hash, and a verdict must not depend on the run.
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},
+            env={**os.environ, "PYTHONHASHSEED": "0"},
         )
         self.ready = False
         self._received = b""
@@ -115,9 +143,7 @@ class Pool:
     def __init__(self, size: int, seconds: float, megabytes: int) -> None:
         self.size, self.seconds, self.megabytes = size, seconds, megabytes
         self._reset()
-        atexit.register(self.close)
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+        _pools.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -125,7 +151,7 @@ class Pool:
         self._idle: deque[Worker] = deque()
         self._busy: set[Worker] = set()
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
         """In a forked child: the workers belong to the parent; drop this copy of their pipes and start afresh."""
         for worker in [*self._idle, *self._busy]:
             worker.close_pipes()
@@ -135,11 +161,12 @@ class Pool:
     def ask(self, answer: str, reference: str) -> Reply:
         """What a worker finds out about the pair within the time limit. Blocks; safe to call from any thread.
 
-        A worker that dies for another reason is replaced and its pair tried once more.
+        A worker that dies for another reason is replaced and its pair tried once more. Raises `RuntimeError` if
+        workers do not even start.
         """
         with self._permits:
             for _ in range(2):
-                worker = self._take()
+                worker = self._ready_worker()
                 reply = Reply()
                 try:
                     if self._attempt(worker, answer, reference, reply):
@@ -153,8 +180,17 @@ class Pool:
                         self._drop(worker)
         return reply
 
+    def _ready_worker(self) -> Worker:
+        for _ in range(3):
+            worker = self._take()
+            try:
+                worker.wait_until_ready()
+                return worker
+            except WorkerDiedError:
+                self._drop(worker)
+        raise RuntimeError("the grader's workers do not start; `python -m repro.verify.worker 3 1024` shows why")
+
     def _attempt(self, worker: Worker, answer: str, reference: str, reply: Reply) -> bool:
-        worker.wait_until_ready()
         worker.send(answer, reference)
         start = time.monotonic()
         if worker.receive(reply, start + self.seconds / 3):
@@ -164,7 +200,7 @@ class Pool:
 
     def _take(self) -> Worker:
         with self._lock:
-            # Newest first: it keeps the number of processes low. Those still starting come last.
+            # Those that are still starting come last.
             for worker in sorted(self._idle, key=lambda worker: worker.ready, reverse=True):
                 self._idle.remove(worker)
                 if worker.alive():

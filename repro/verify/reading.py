@@ -46,7 +46,7 @@ _NAME = r"[a-zA-Z](?:_\{?[a-zA-Z0-9]+\}?)?"
 _GREEK = "alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|omega|Delta|Sigma"
 _NAMES = rf"{_NAME}(?: ?, ?{_NAME})*"
 _NAME_SIDE = re.compile(rf"(?:{_NAME}|\\(?:{_GREEK})|[a-zA-Z]'?(?:\^\{{-1\}})? ?\({_NAMES}\)|\( ?{_NAMES} ?\))")
-_WORDS_SIDE = re.compile(r"(?:\\text ?\{[A-Za-z .'-]+\}|[A-Za-z][A-Za-z '-]{2,})+")
+_WORDS_SIDE = re.compile(r"(?:\\text ?\{[A-Za-z .'-]+\}|[A-Za-z '-])+")
 _SEPARATOR = re.compile(r"[,;]| ?\\text ?\{ ?,? ?(?:and|or) ?\} ?|,? (?:and|or) ")
 _OPERATOR = re.compile(r"\\(?:le|ge|ne|in)(?![a-zA-Z])|[=<>]")
 _SET_OPERATOR = re.compile(r"\\(?:cup|cap|setminus)(?![a-zA-Z])")
@@ -61,6 +61,11 @@ _TEXT = re.compile(r"\\text ?\{([^{}]*)\}")
 _TRAILING_UNIT = re.compile(
     r"(.*?[^\s\\])"
     r"(?:( ?(?:\\text ?\{[^{}]*\}[ ./]*)+(?:\^ ?\{?[23]\}?)?)|( ?(?:°|%|[a-z]{2,}(?:\^\{?[23]\}?)?)))"
+)
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?°")
+_SET_BUILDER = re.compile(
+    rf" ?(?P<name>{_NAME}) ?(?:\\in ?\\mathbb\{{R\}})? ?(?:\||:|\\mid(?![a-zA-Z]))(?P<condition>.*)"
 )
 _PROSE = re.compile(r"[\w .,:'&/()-]*[^\W\d_]{2}[\w .,:'&/()-]*")
 _CLOCK = re.compile(r"[0-9]+ ?: ?[0-9]+(?: ?: ?[0-9]+)*")
@@ -104,6 +109,9 @@ def _read(text: str, level: int) -> Form | None:
         return number
     if text in _CONSTANTS:
         return Text(_CONSTANTS[text])
+    exact, mark, _ = text.partition(r"\approx")
+    if mark:  # "2\sqrt{3} \approx 3.46" is the exact value; "x \approx 3.46" has none
+        return None if _NAME_SIDE.fullmatch(exact.strip()) else _read(exact, level + 1)
     if text[0] == "{" and group_end(text, 0) == len(text):
         return _read(text[1:-1], level + 1)
     inner = _TEXT.fullmatch(text)
@@ -246,12 +254,17 @@ def _relation(text: str, level: int) -> tuple[bool, Form | None]:
     interval = _interval(sides, found, level)
     if interval is not None:
         return True, interval
-    if set(found) == {"="} and (_NAME_SIDE.fullmatch(sides[0]) or _WORDS_SIDE.fullmatch(sides[0])):
+    if set(found) == {"="} and (_NAME_SIDE.fullmatch(sides[0]) or _is_words(sides[0])):
         value = _read(sides[-1], level + 1)
         plain = len(sides) == 2 and isinstance(value, (Number, Symbolic))
         relation = _as_relation(sides, found) if plain and _NAME_SIDE.fullmatch(sides[0]) else None
         return True, value and Named(_plain_name(sides[0]), value, relation)
     return True, _as_relation(sides, found)
+
+
+def _is_words(text: str) -> bool:
+    """Whether the left side of an equation is a name in words, "Total cost" or "\\text{Area}"."""
+    return _WORDS_SIDE.fullmatch(text) is not None and len(re.findall("[A-Za-z]", _TEXT.sub(r"\1", text))) >= 3
 
 
 def _plain_name(name: str) -> str:
@@ -309,6 +322,11 @@ def _bracket(text: str, level: int) -> tuple[bool, Form | None]:
     if closing_bracket(text, 1 if braces else 0) != len(text):
         return False, None
     inner = text[2:-2] if braces else text[1:-1]
+    builder = _SET_BUILDER.fullmatch(inner) if braces else None
+    if builder:
+        condition = _read(builder["condition"], level + 1)
+        named = isinstance(condition, Named) and condition.name == builder["name"]
+        return True, condition.value if named and isinstance(condition.value, (Sequence, SetOperation)) else None
     split = _split(inner, re.compile("[,;]"))
     if split is None or (braces and not text.endswith(r"\}")):
         return True, None
@@ -363,6 +381,8 @@ def _prose(text: str) -> Text | None:
 
 
 def _symbolic(text: str) -> Symbolic | None:
+    if _TRIGONOMETRIC.search(text):  # a degree sign inside belongs to the argument, not to the value
+        text = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", text)
     braced = brace_arguments(text)
     if is_safe(braced):
         return Symbolic(braced)

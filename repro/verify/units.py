@@ -66,7 +66,7 @@ import eval exec
 _NO_NOUN = frozenset(_NO_NOUN_LIST.split())
 _SMALL_WORDS = frozenset(["of", "per", "the", "a", "an", "in", "each"])
 _TOKEN = re.compile(r"[a-z°$€£¥¢₹%]+|\^[23]|/")
-_SHAPE = re.compile(r"(?:[a-z°$€£¥¢₹%]+|\^ ?[23]|[ ./-])+")
+_SHAPE = re.compile(r"(?:[a-z°$€£¥¢₹% ./-]|\^ ?[23])+")
 _TEXT_COMMAND = re.compile(r"\\text ?\{([^{}]*)\}")
 
 
