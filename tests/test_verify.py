@@ -286,14 +286,14 @@ def _environment() -> dict[str, str]:
 
 def test_a_pair_past_its_time_limit_is_ended_and_the_others_are_decided():
     grader = Grader(seconds=2.0)
-    slow = r"\sqrt{(a+b+c+d)^{99}+(a-b)^{98}}-\sin((a+b)^{97})"
+    slow = (r"(a+b+c+d+f)^{40}", r"((a+b)^2+2(a+b)(c+d+f)+(c+d+f)^2)^{20}")  # equal, but nobody waits for the proof
     try:
-        batch = [(slow, slow.replace("97", "96+1")), *[(rf"\sqrt{{{n}}}+1", rf"1+\sqrt{{{n}}}") for n in range(2, 12)]]
+        batch = [slow, *[(rf"\sqrt{{{n}}}+1", rf"1+\sqrt{{{n}}}") for n in range(2, 12)]]
         outcomes = grader.grade_many(batch)
     finally:
         grader.close()
     assert outcomes[1:] == ["equal"] * 10
-    assert outcomes[0] in list(Outcome)
+    assert outcomes[0] is Outcome.DIFFERENT
 
 
 def test_hanging_worker_is_killed():

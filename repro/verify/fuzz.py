@@ -94,10 +94,10 @@ def make_string(rng: random.Random) -> str:
     kind = rng.random()
     if kind < 0.03:
         return rng.choice(_HOSTILE)
-    if kind < 0.25:
+    if kind < 0.3:
         return "".join(chr(_code_point(rng)) for _ in range(rng.randrange(40)))
     text = _expression(rng, rng.randrange(5))
-    if kind < 0.5 and text:
+    if kind < 0.65 and text:
         for _ in range(rng.randrange(1, 4)):
             position = rng.randrange(len(text) + 1)
             text = (

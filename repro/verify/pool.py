@@ -213,7 +213,7 @@ class Pool:
 
     def _start_spare(self) -> None:
         with self._lock:
-            if not self._idle:
+            if len(self._idle) < self.size:
                 self._idle.append(Worker(self.seconds, self.megabytes))
 
     def _give_back(self, worker: Worker) -> None:
