@@ -70,7 +70,9 @@ class Grader:
             return Outcome.UNREADABLE_ANSWER, "the answer is no number, expression or text that can be read"
         if needs_worker(answer):
             return None
-        outcome = Outcome.EQUAL if same(answer, reference) else Outcome.DIFFERENT
+        # Always in the same order, so that the verdict cannot depend on it.
+        ordered = (answer, reference) if pair[0] <= pair[1] else (reference, answer)
+        outcome = Outcome.EQUAL if same(*ordered) else Outcome.DIFFERENT
         return outcome, f"exact path: {type(answer).__name__} against {type(reference).__name__}"
 
     def _decide_in_worker(self, pair: tuple[str, str]) -> tuple[Outcome, str]:

@@ -59,7 +59,7 @@ _REWRITES = [
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
         (r"!=", r"\\ne "),
-        (r"\+/-|\+-", r"\\pm "),
+        (r"\+/-", r"\\pm "),
         (rf"\\text ?\{{ ?({_FUNCTIONS}|exp|sinh|cosh|tanh|gcd|lcm|max|min) ?\}}", r"\\\1 "),
         (rf"(?<![\\a-zA-Z])(sqrt|pi|{_FUNCTIONS})(?![a-zA-Z])", r"\\\1 "),
         (r"(?<![\\a-zA-Z])(?:infinity|inf|oo)(?![a-zA-Z])", r"\\infty "),
@@ -78,9 +78,9 @@ sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp
 _COMMANDS = frozenset(_COMMAND_LIST.split())
 _CHARACTERS = re.compile(r"[0-9A-Za-z+\-^_!{}()\[\]|/.,\\ ]+")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.|$)")
-# Long words, long numbers, a subscript of a number or group (the parser would ignore it), a double factorial (the
-# parser would take it for the factorial of a factorial).
-_REFUSED = re.compile(r"[A-Za-z]{5,}|[0-9]{300,}|[0-9)}\]_] ?_|! ?!")
+# Long words, long numbers, and what the parser would misread: a subscript of a number or group (ignored), a double
+# factorial (taken for the factorial of a factorial), numbers side by side (multiplied), a point without decimals, "+-" (which may mean ±).
+_REFUSED = re.compile(r"[A-Za-z]{5,}|[0-9]{300,}|[0-9)}\]_] ?_|! ?!|[0-9.] +[0-9.]|\.(?![0-9])|\+ ?-")
 
 
 def tidy(text: str) -> str:
@@ -198,7 +198,7 @@ def is_safe(text: str) -> bool:
         return False
     if any(command not in _COMMANDS for command in _COMMAND.findall(text)):
         return False
-    bare = _COMMAND.sub(" ", text)
+    bare = _COMMAND.sub("~", text)
     if _REFUSED.search(bare) or bare.count("|") % 2:
         return False
     stack: list[str] = []

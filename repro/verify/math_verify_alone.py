@@ -1,7 +1,8 @@
 """Math-Verify by itself, for comparison in the benchmark: its `parse` and `verify` in the main thread of one process.
 
 Reads pairs from standard input, one JSON list a line, and answers each with `[verdict, seconds]`. It is a process of
-its own because some pairs hang it for ever; the benchmark then ends it and starts another one.
+its own because some pairs hang it for ever; the benchmark then ends it and starts another one. Unlike the grader it
+lets Math-Verify execute text (`parse_expr`), so it is only for files of pairs that can be trusted.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import logging
 import sys
 import time
 
+from repro.verify.worker import limit_resources
+
 
 def main() -> None:
     from math_verify import parse, verify
 
+    limit_resources(4096)
     logging.disable(logging.CRITICAL)
     replies = sys.stdout
     sys.stdout = sys.stderr

@@ -42,11 +42,14 @@ _CONFIG = ConversionConfig(lowercase_symbols=False)  # R and r are two variables
 _DECIMAL = re.compile(r"([0-9]*)\.([0-9]+)")
 _MIXED = re.compile(r"(?<![0-9.}^_)])([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}")
 _PRODUCT = re.compile(r"(\\(?:pi|theta|alpha|beta)|(?<![a-zA-Z])[ei]) ?(?=\()")  # not a function call
+_CAPITAL_I = re.compile(r"(?<![\\a-zA-Z])I|(?<=[A-HJ-Z])I(?![a-z])")
 _UNDEFINED = (sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 _IMAGINARY = sympy.Symbol("i", real=True)
 
 
 class _Parser(_Latex2Sympy):
+    """Math-Verify's parser without what executes text, and without readings that make different things equal."""
+
     def parse_number(self, text: str) -> sympy.Integer:
         """An integer literal; decimals became fractions before."""
         if not re.fullmatch("[0-9]{1,400}", text):
@@ -60,6 +63,19 @@ class _Parser(_Latex2Sympy):
             raise ValueError("binomial coefficient too large")
         return sympy.binomial(upper, lower)
 
+    def convert_postfix_list(self, arr, i=0) -> sympy.Expr:
+        """Factors side by side. The original reads 2(3) as a mixed number, 5; those are taken out before."""
+        factors = [self.convert_postfix(factor) for factor in arr]
+        if not all(isinstance(factor, sympy.Expr) for factor in factors):
+            raise ValueError("not a product of expressions")
+        return factors[0] if len(factors) == 1 else sympy.Mul(*factors, evaluate=False)
+
+    def convert_postfix(self, postfix) -> sympy.Expr:
+        """The original drops a transposition, so that x^T would be x."""
+        if any(not operator.BANG() for operator in postfix.postfix_op()):
+            raise ValueError("only factorials are known here")
+        return super().convert_postfix(postfix)
+
 
 class UnreadableError(Exception):
     """The expression has no value here: no grammar for it, undefined, or too large to work out."""
@@ -71,13 +87,18 @@ def value_of(latex: str) -> sympy.Expr:
     text = _DECIMAL.sub(lambda m: rf"(\frac{{{int(m[1] + m[2])}}}{{{10 ** len(m[2])}}})", latex)
     text = _MIXED.sub(lambda m: rf"(\frac{{{int(m[1]) * int(m[3]) + int(m[2])}}}{{{m[3]}}})", text)
     text = _PRODUCT.sub(r"\1 \\cdot ", text)
+    text = _CAPITAL_I.sub(r"\\Xi ", text)  # the parser takes I, with any subscript, for the imaginary unit
     try:
         tree = _Parser(is_real=True, config=_CONFIG).parse(text)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the parser raises plain Exception
         raise UnreadableError(str(error)[:100]) from None
-    if not isinstance(tree, sympy.Expr) or any(len(f.func.__name__) > 1 for f in tree.atoms(AppliedUndef)):
+    if (
+        not isinstance(tree, sympy.Expr)
+        or tree.has(sympy.Derivative)
+        or any(len(f.func.__name__) > 1 for f in tree.atoms(AppliedUndef))
+    ):
         raise UnreadableError("not an expression")
     _check_size(tree)
     value = tree.subs(_IMAGINARY, sympy.I).doit()

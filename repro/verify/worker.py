@@ -19,8 +19,28 @@ from typing import TextIO
 # Audit events that no comparison needs. "compile" of source text is what eval, exec, sympify and parse_expr do; SymPy
 # itself compiles one function from a template of its own, the product of monomials.
 _COMPILES = "sympy.polys.monomials"
-_FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.", "socket.", "shutil.")
-_CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.truncate")
+_FORBIDDEN = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.",
+    "socket.",
+    "shutil.",
+    "ctypes.",
+)
+_CHANGES = (
+    "os.remove",
+    "os.rename",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.truncate",
+    "os.kill",
+)
 
 
 def refuse(event: str, arguments: tuple) -> None:
