@@ -79,7 +79,8 @@ _COMMANDS = frozenset(_COMMAND_LIST.split())
 _CHARACTERS = re.compile(r"[0-9A-Za-z+\-^_!{}()\[\]|/.,\\ ]+")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.|$)")
 # Long words, long numbers, and what the parser would misread: a subscript of a number or group (ignored), a double
-# factorial (taken for the factorial of a factorial), numbers side by side (multiplied), a point without decimals, "+-" (which may mean ±).
+# factorial (taken for the factorial of a factorial), numbers side by side (multiplied), a point without decimals, and
+# "+-", which may mean ±.
 _REFUSED = re.compile(r"[A-Za-z]{5,}|[0-9]{300,}|[0-9)}\]_] ?_|! ?!|[0-9.] +[0-9.]|\.(?![0-9])|\+ ?-")
 
 
