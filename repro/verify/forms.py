@@ -94,4 +94,4 @@ def needs_worker(form: Form) -> bool:
         return any(map(needs_worker, form.items))
     if isinstance(form, Matrix):
         return any(needs_worker(item) for row in form.rows for item in row)
-    return isinstance(form, Named) and (needs_worker(form.value))
+    return isinstance(form, Named) and needs_worker(form.value)
