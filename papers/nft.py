@@ -174,9 +174,9 @@ PAPER = Paper(
         ),
         Claim(
             "nft_keeps_entropy",
-            "NFT keeps more entropy than RFT",
-            ("nft", "entropy"),
-            ("rft", "entropy"),
+            "NFT keeps more entropy than RFT, mean over training",
+            ("nft", "training entropy"),
+            ("rft", "training entropy"),
             published="RFT's falls, NFT's rises",
         ),
     ),

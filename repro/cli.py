@@ -92,8 +92,9 @@ def run_all_arms(paper: Paper, script: Path, config: RunConfig, launch: Launch) 
     """Every arm with every seed, side by side in processes where there are several cores and no GPU."""
     import torch
 
-    from repro.experiment import run_arm
+    from repro.experiment import preflight, run_arm
 
+    preflight(config)
     seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
     tasks = [(arm, seed) for seed in seeds for arm in (launch.arms or paper.arms)]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -103,17 +104,19 @@ def run_all_arms(paper: Paper, script: Path, config: RunConfig, launch: Launch) 
 
     from concurrent.futures import ProcessPoolExecutor
     from dataclasses import asdict
-    from multiprocessing import get_context
+    from multiprocessing import active_children, get_context
 
     threads = max(1, cores // workers)
     executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(), threads))
-    with executor:
-        futures = [executor.submit(_work, str(script), asdict(config), arm, seed, launch.out) for arm, seed in tasks]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    futures = [executor.submit(_work, str(script), asdict(config), arm, seed, launch.out) for arm, seed in tasks]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for child in active_children():  # their finished steps are saved
+            child.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def _start_worker(parent: int, threads: int) -> None:

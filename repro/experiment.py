@@ -24,7 +24,7 @@ from repro import prompts
 from repro.config import RunConfig
 from repro.logprobs import TokenFunction, token_logprob
 from repro.metrics import interval, pass_at_k, verdict
-from repro.policy import Policy
+from repro.policy import Policy, check_model, pick_device
 from repro.prompts import Chat
 from repro.sampling import Completion, Decoding, sample
 from repro.tasks import Problem, load, score
@@ -321,6 +321,13 @@ def write_atomically(path: Path, write: Callable) -> None:
     new.replace(path)
 
 
+def preflight(config: RunConfig) -> None:
+    """Find what a user can put right before any work begins: device, model folder, task, data files."""
+    check_model(config, pick_device())
+    load(config.task, "train", config.train_problems, 0, config.data)
+    load(config.task, config.eval_split, config.eval_problems, 0, config.data)
+
+
 def run_folder(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> Path:
     """Other settings, other folder: an old run is never mixed with changed settings."""
     return Path(out) / paper.slug / f"{config.preset}-{config.digest()}" / f"{arm}-seed{seed}"
@@ -348,6 +355,9 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         with run.phase("evaluate"):
             metrics = (paper.evaluate or evaluate)(run, config)
         phases["evaluate"] = run.phases["evaluate"]
+        for name in paper.curves:  # the mean over all rollout steps: how the training went, not only where it ended
+            if values := [row[name] for row in run.history if name in row]:
+                metrics[f"training {name}"] = float(np.mean(values))
     except NonFiniteLoss as problem:
         status, error = "failed", str(problem)
         training, phases = dict(run.budget), run.phases

@@ -49,11 +49,16 @@ def _source(name: str) -> tuple[str, dict]:
     return name, {}
 
 
-def load_base(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, object]:
-    """The base model, frozen and in eval mode, and its tokenizer with left padding, pad token and chat template."""
+def check_model(config: RunConfig, device: torch.device) -> tuple[str, dict]:
+    """Where the model is, before anything is loaded. Raises ConfigError for a missing GPU, folder or package."""
     if config.preset == "gpu" and device.type != "cuda":
         raise ConfigError("--preset gpu: no GPU was found; use --preset tiny or --preset smol on a CPU")
-    path, extra = _source(config.model)
+    return _source(config.model)
+
+
+def load_base(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, object]:
+    """The base model, frozen and in eval mode, and its tokenizer with left padding, pad token and chat template."""
+    path, extra = check_model(config, device)
     dtype = getattr(torch, config.dtype)
     if config.quantization == "nf4":
         extra["quantization_config"] = BitsAndBytesConfig(
@@ -68,6 +73,9 @@ def load_base(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel,
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ConfigError(f"--model {config.model}: can't be loaded ({reason})") from error
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # bitsandbytes would repack the weights in place, in a format
+            module.support_avx512bf16_for_cpu = False  # that can't be trained through or dequantised
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

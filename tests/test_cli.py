@@ -45,8 +45,22 @@ def test_values_that_cannot_work(capsys, tmp_path):
 
 def test_gpu_preset_without_a_gpu(tmp_path):
     """In a process that sees no GPU, with workers: the error crosses the process border as one line."""
-    words = [sys.executable, "-m", "repro.cli", "run", "nft", "--preset", "gpu", "--out", str(tmp_path), "--workers", "2"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    words = [
+        sys.executable,
+        "-m",
+        "repro.cli",
+        "run",
+        "nft",
+        "--preset",
+        "gpu",
+        "--out",
+        str(tmp_path),
+        "--workers",
+        "2",
+    ]
+    done = subprocess.run(
+        words, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.strip().splitlines() == [
         "repro: --preset gpu: no GPU was found; use --preset tiny or --preset smol on a CPU"

@@ -106,7 +106,9 @@ def test_a_finished_arm_is_not_run_again(finished):
 
 
 def test_other_settings_other_folder():
-    folders = {run_folder(PAPER, c, "nft", 0, "runs") for c in (CONFIG, replace(CONFIG, eps=0.5), replace(CONFIG, samples=8))}
+    folders = {
+        run_folder(PAPER, c, "nft", 0, "runs") for c in (CONFIG, replace(CONFIG, eps=0.5), replace(CONFIG, samples=8))
+    }
     assert len(folders) == 3
 
 

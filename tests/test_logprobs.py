@@ -57,10 +57,14 @@ def test_samples_at_temperature_one_follow_the_models_own_softmax(tiny):
     model = tiny.sampler()
     size = 20_000
     generator = torch.Generator().manual_seed(0)
-    rows = sample(model, tiny.tokenizer, [prompt], size, Decoding(max_new_tokens=2), tiny.stop_ids, generator, rows=size)
+    rows = sample(
+        model, tiny.tokenizer, [prompt], size, Decoding(max_new_tokens=2), tiny.stop_ids, generator, rows=size
+    )
     with torch.inference_mode():
         first = model(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
-        second = model(input_ids=torch.tensor([[*prompt, t] for t in range(len(first))])).logits[:, -1].double().softmax(-1)
+        second = (
+            model(input_ids=torch.tensor([[*prompt, t] for t in range(len(first))])).logits[:, -1].double().softmax(-1)
+        )
     joint = (first[:, None] * second).flatten()
     stops = torch.tensor(tiny.stop_ids)
     counts = torch.zeros_like(joint)
@@ -85,7 +89,9 @@ def test_sampled_log_probs_equal_recomputed_ones(dtype, tolerance):
     perturb(policy)
     prompts = [policy.encode([{"role": "user", "content": text}]) for text in ("Compute 3-4+5.", "Solve 3*x+2=11.")]
     generator = torch.Generator().manual_seed(0)
-    groups = sample(policy.sampler(), policy.tokenizer, prompts, 8, Decoding(max_new_tokens=32), policy.stop_ids, generator)
+    groups = sample(
+        policy.sampler(), policy.tokenizer, prompts, 8, Decoding(max_new_tokens=32), policy.stop_ids, generator
+    )
     every = [c for group in groups for c in group]
     with torch.no_grad():
         again = completion_values(policy.sampler(), [(c.prompt, c.ids) for c in every])

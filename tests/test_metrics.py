@@ -34,7 +34,9 @@ def test_majority():
 def test_self_correction_identities():
     first, second = [1, 1, 0, 0, 0], [1, 0, 1, 0, 0]
     means = {k: v.mean() for k, v in self_correction(first, second, [0, 1, 1, 1, 0]).items()}
-    assert means == pytest.approx({"acc@t1": 0.4, "acc@t2": 0.4, "delta": 0, "i_to_c": 0.2, "c_to_i": 0.2, "changed": 0.6})
+    assert means == pytest.approx(
+        {"acc@t1": 0.4, "acc@t2": 0.4, "delta": 0, "i_to_c": 0.2, "c_to_i": 0.2, "changed": 0.6}
+    )
     parts = confidence_critique(first, second)
     assert means["acc@t2"] == pytest.approx(0.4 * parts["CL"] + 0.6 * parts["CS"])
     assert parts["RSS"] == pytest.approx(0.5)  # acc@t2 = acc@t1

@@ -93,7 +93,9 @@ def test_theorem_3_1_maximum_likelihood_of_the_split_finds_the_positive_policy()
 
     def objective(policy):
         implied = negative_ratio(policy / old, torch.tensor(r).double()) * old
-        return r * (positive * policy.log()).nan_to_num().sum() + (1 - r) * (negative * implied.log()).nan_to_num().sum()
+        return (
+            r * (positive * policy.log()).nan_to_num().sum() + (1 - r) * (negative * implied.log()).nan_to_num().sum()
+        )
 
     assert objective(positive).item() == pytest.approx(-0.529251, abs=1e-6)
     assert objective(old).item() == pytest.approx(-1.029653, abs=1e-6)
@@ -104,7 +106,9 @@ def make_batch(policy: Policy) -> Batch:
     generator = torch.Generator().manual_seed(1)
     prompts = [torch.randint(10, 60, (n,), generator=generator).tolist() for n in (5, 8, 6)]
     lengths = torch.randint(2, 9, (12,), generator=generator).tolist()
-    pairs = [(prompts[i // 4], torch.randint(10, 60, (n,), generator=generator).tolist()) for i, n in enumerate(lengths)]
+    pairs = [
+        (prompts[i // 4], torch.randint(10, 60, (n,), generator=generator).tolist()) for i, n in enumerate(lengths)
+    ]
     batch = Batch(pairs)
     rewards = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0]])
     trainer = Trainer(policy, 0.0)
@@ -139,7 +143,9 @@ def test_without_negatives_it_is_rft():
     policy = Policy(RunConfig())
     batch = make_batch(policy)
     config = replace(PLAIN, neg_weight=0.0)
-    rft = adapter_gradient(policy, batch, lambda logp, f: nft_loss(logp, f.old_logp, f.right, f.r_hat, config) * f.weight)
+    rft = adapter_gradient(
+        policy, batch, lambda logp, f: nft_loss(logp, f.old_logp, f.right, f.r_hat, config) * f.weight
+    )
     right_only = Batch(batch.sequences, {"weight": batch.fields["weight"] * batch.fields["right"]})
     likelihood = adapter_gradient(policy, right_only, nll)
     assert torch.allclose(rft, likelihood, atol=1e-7)

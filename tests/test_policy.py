@@ -105,6 +105,7 @@ def test_micro_batched_optimiser_step_equals_the_whole_one():
     states = []
     for tokens in (10_000, 8):
         policy = Policy(RunConfig())
+        policy.model.double()
         batch = Batch(PAIRS * 3)
         batch.fields["weight"] = token_mean(batch)
         trainer = Trainer(policy, 1e-3, tokens_per_batch=tokens)

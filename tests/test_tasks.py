@@ -91,9 +91,14 @@ def test_countdown_accepts_any_right_expression_and_nothing_else():
 
 
 def write_gsm8k(folder, rows=200):
-    lines = [{"question": f"What is {i} + 1?", "answer": f"{i}+1=<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1:,}"} for i in range(rows)]
+    lines = [
+        {"question": f"What is {i} + 1?", "answer": f"{i}+1=<<{i}+1={i + 1}>>{i + 1}\n#### {i + 1:,}"}
+        for i in range(rows)
+    ]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    (folder / "test.jsonl").write_text("\n".join(json.dumps({**r, "question": "Test: " + r["question"]}) for r in lines))
+    (folder / "test.jsonl").write_text(
+        "\n".join(json.dumps({**r, "question": "Test: " + r["question"]}) for r in lines)
+    )
 
 
 def test_gsm8k_from_a_folder(tmp_path):
@@ -108,7 +113,12 @@ def test_gsm8k_from_a_folder(tmp_path):
 
 
 def test_math_from_a_folder(tmp_path):
-    row = {"problem": "Half of one?", "solution": "It is $\\boxed{\\frac{1}{2}}$.", "level": "Level 3", "subject": "Algebra"}
+    row = {
+        "problem": "Half of one?",
+        "solution": "It is $\\boxed{\\frac{1}{2}}$.",
+        "level": "Level 3",
+        "subject": "Algebra",
+    }
     (tmp_path / "train.jsonl").write_text(json.dumps(row))
     (tmp_path / "test.jsonl").write_text(json.dumps({**row, "answer": "0.5"}))
     (problem,) = load("math", "test", 1, data=str(tmp_path))

@@ -24,7 +24,9 @@ def test_the_committed_tokenizer_is_the_one_that_the_code_makes():
     assert made.chat_template == TOKENIZER.chat_template
 
 
-@pytest.mark.parametrize("text", ["12-(-3)=15\n\\boxed{15}", "naïve ünïcode 数学 \t\x00 %", "Step 12", "", "  two  spaces "])
+@pytest.mark.parametrize(
+    "text", ["12-(-3)=15\n\\boxed{15}", "naïve ünïcode 数学 \t\x00 %", "Step 12", "", "  two  spaces "]
+)
 def test_any_text_survives(text):
     assert TOKENIZER.decode(TOKENIZER(text).input_ids) == text
 
