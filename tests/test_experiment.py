@@ -116,7 +116,8 @@ def test_a_non_finite_loss_fails_the_arm_and_keeps_the_last_good_step(tmp_path):
     def explode(run, config):
         for step in run.steps(3):
             batch = run.rollout(run.next_problems(2), 2).batch()
-            run.update(batch, lambda logp, f: logp * (float("nan") if step == 2 else 0.0))
+            factor = float("nan") if step == 2 else 0.0
+            run.update(batch, lambda logp, f, factor=factor: logp * factor)
 
     paper = replace(PAPER, arms={"nft": explode})
     result = run_arm(paper, CONFIG, "nft", 0, str(tmp_path))
