@@ -22,7 +22,15 @@ Commands.
     repro run nft --seeds 5                        # with intervals over seeds
     repro run nft --preset gpu                     # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 
-Expected: the README's table; see results/nft.
+Expected (tiny, two cores): about 4 minutes for one seed and 20 for five, under 1.5 GB a process; base 38 %, the three
+methods 72 to 75 % at temperature 1 (results/nft).
+
+What was found. All three methods nearly double the base's accuracy, and NFT isn't seen to beat RFT here: -1.6 points
+[-3.9, +0.6]. It was alike on validation problems with another learning rate (1e-3: -2.1 points, one seed), 16 updates
+per rollout as in the paper (-1.4), and 50 steps of 16 prompts (-0.9). A likely reason is in the samples: two of three
+wrong answers of the base are exactly that of the one habit of their kind of problem, so that raising the right way
+lowers the wrong one by normalisation and wrong answers add little. RFT also sharpens (its entropy is lower), which
+accuracy at temperature 1 rewards. In the paper the gap opens over thousands of updates on errors of many sorts.
 """
 
 from __future__ import annotations
