@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 
 import pytest
 from conftest import ROOT
@@ -83,7 +84,7 @@ def test_list_and_claims(capsys):
 def test_help_lists_every_setting(name):
     done = subprocess.run([sys.executable, f"papers/{name}.py", "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0
-    for field in RunConfig.__dataclass_fields__:
+    for field in (f.name for f in fields(RunConfig)):
         assert f"--{field.replace('_', '-')}" in done.stdout
 
 

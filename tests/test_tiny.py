@@ -21,6 +21,8 @@ TOKENIZER = AutoTokenizer.from_pretrained(MODEL)
 def test_the_committed_tokenizer_is_the_one_that_the_code_makes():
     made = make_tokenizer()
     assert made.get_vocab() == TOKENIZER.get_vocab()
+    texts = [made.apply_chat_template(chat, tokenize=False) for chat in itertools.islice(documents(1), 200)]
+    assert made(texts).input_ids == TOKENIZER(texts).input_ids
     assert made.chat_template == TOKENIZER.chat_template
 
 

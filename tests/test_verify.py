@@ -104,6 +104,8 @@ def test_fractions(a, b):
 @given(st.text(max_size=60), st.text(alphabet=r"0123456789\{}()[]^_+-*/.,!=<>% abxfrcsqt$", max_size=40))
 def test_reading_is_total_and_comparison_symmetric(noise, mathematical):
     for text in (noise, mathematical):
+        if "918273645" in text:
+            continue  # the number that stands below for "something else"
         form = read(text)
         extract_answer(text, last_number=True)
         if form is not None:

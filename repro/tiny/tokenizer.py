@@ -34,6 +34,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=END,
+        unk_token=PAD,  # never used; without one, the class that transformers picks for Qwen2 adds a token of its own
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=1024,
