@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from papers.nft import PAPER, Config
 from repro import Claim
+from repro.baselines import GRPO, train_grpo, train_rft, train_sft
 from repro.experiment import check_claim, run_arm, run_folder
 from repro.report import claim_rows, read_results
 
@@ -159,3 +160,24 @@ def test_one_number_of_one_seed_is_undecided_and_prints():
     assert claim["verdict"] == "undecided" and claim["interval"] is None
     json.dumps(claim, allow_nan=False)
     assert claim_rows([claim])[1][2] == "+0.100"
+
+
+OTHER_ARMS = {
+    **PAPER.extra_arms,
+    "sft": lambda run, config: train_sft(run, 4, 16),
+    "rft_online": lambda run, config: train_rft(run, 4, 8, 4, minibatches=2),
+    "grpo_kl": lambda run, config: train_grpo(run, 4, 8, 4, GRPO(kl=0.05)),
+}
+
+
+@pytest.mark.parametrize("arm", OTHER_ARMS)
+def test_other_arms_and_baselines_train(arm, tmp_path):
+    """A few steps of each: the adapter moves, the loss is finite, completions are counted unless none are drawn."""
+    result = run_arm(replace(PAPER, arms=OTHER_ARMS, extra_arms={}), CONFIG, arm, 0, str(tmp_path))
+    assert result["status"] == "ok"
+    assert result["budget"]["trained_tokens"] > 0 and result["budget"]["optimizer_steps"] >= 1
+    assert (result["budget"]["completions"] == 0) == (arm == "sft")
+    folder = run_folder(PAPER, CONFIG, arm, 0, str(tmp_path))
+    adapter = torch.load(folder / "checkpoint.pt", weights_only=True)["adapter"]
+    assert any(value.abs().max() > 0 for key, value in adapter.items() if "lora_B" in key)
+    assert (folder / "adapter" / "adapter_config.json").is_file()
