@@ -201,6 +201,7 @@ def list_papers(argv: Sequence[str]) -> int:
 
 def publish(argv: Sequence[str]) -> int:
     """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
+    from repro.experiment import dump
     from repro.report import describe, draw_curves, read_results
 
     parser = argparse.ArgumentParser(prog="repro publish")
@@ -219,8 +220,6 @@ def publish(argv: Sequence[str]) -> int:
         folder = args.results / paper.slug
         folder.mkdir(parents=True, exist_ok=True)
         for result in results:
-            from repro.experiment import dump
-
             (folder / f"{preset}-{result['arm']}-seed{result['seed']}.json").write_text(dump(result))
         text = describe(paper, results)
         (folder / f"{preset}.md").write_text(text + "\n")

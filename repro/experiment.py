@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -418,8 +419,6 @@ def dump(result: dict) -> str:
 
 def model_identity(policy: Policy) -> dict:
     """Parameters and a hash over 64 weights of every tensor of the base."""
-    import hashlib
-
     base = policy.model.get_base_model()
     digest, count = hashlib.sha256(), 0
     for name, parameter in sorted(base.named_parameters()):
@@ -432,8 +431,6 @@ def model_identity(policy: Policy) -> dict:
 
 def data_identity(problems: Sequence[Problem]) -> dict:
     """Size and hash of the training problems."""
-    import hashlib
-
     text = "\n".join(p.question for p in problems)
     return {"problems": len(problems), "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 

@@ -13,6 +13,7 @@ import torch
 from repro import prompts
 from repro.arithmetic import KINDS, LEVELS, ArithmeticProblem, make_problem
 from repro.config import RunConfig
+from repro.logprobs import completion_values
 from repro.metrics import auroc, pass_at_k
 from repro.policy import Policy
 from repro.prompts import Chat
@@ -51,8 +52,6 @@ class Subject:
 
     def verdict_probability(self, chats: Sequence[Chat]) -> np.ndarray:
         """P(Yes) / (P(Yes) + P(No)) as the first token."""
-        from repro.logprobs import completion_values
-
         tokenizer, model = self.policy.tokenizer, self.policy.sampler(None)
         encoded = [self.policy.encode(chat) for chat in chats]
         logs = []
