@@ -10,16 +10,17 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of
 if TYPE_CHECKING:
     from repro.cli import script_main
     from repro.config import RunConfig
-    from repro.experiment import Claim, Paper, Run
+    from repro.experiment import Claim, Panel, Paper, Run
 
 _HOMES = {
     "script_main": "repro.cli",
     "RunConfig": "repro.config",
     "Claim": "repro.experiment",
+    "Panel": "repro.experiment",
     "Paper": "repro.experiment",
     "Run": "repro.experiment",
 }
-__all__ = ["Claim", "Paper", "Run", "RunConfig", "script_main"]
+__all__ = ["Claim", "Panel", "Paper", "Run", "RunConfig", "script_main"]
 
 
 def __getattr__(name: str) -> Any:

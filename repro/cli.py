@@ -202,7 +202,7 @@ def list_papers(argv: Sequence[str]) -> int:
 def publish(argv: Sequence[str]) -> int:
     """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
     from repro.experiment import dump
-    from repro.report import describe, draw_curves, read_results
+    from repro.report import describe, draw, read_results
 
     parser = argparse.ArgumentParser(prog="repro publish")
     parser.add_argument("paper", metavar="PAPER")
@@ -223,7 +223,7 @@ def publish(argv: Sequence[str]) -> int:
             (folder / f"{preset}-{result['arm']}-seed{result['seed']}.json").write_text(dump(result))
         text = describe(paper, results)
         (folder / f"{preset}.md").write_text(text + "\n")
-        draw_curves(paper, results, folder / f"{preset}.png")
+        draw(paper, results, folder / f"{preset}.png")
         if preset == "tiny":
             renew_readme(ROOT / "README.md", paper.slug, text)
         print(text)

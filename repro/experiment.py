@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from repro import prompts
 from repro.config import RunConfig
-from repro.logprobs import TokenFunction, token_logprob
+from repro.logprobs import Divergence, TokenFunction, token_logprob
 from repro.metrics import interval, pass_at_k, verdict
 from repro.policy import Policy, check_model, pick_device
 from repro.prompts import Chat
@@ -51,6 +52,22 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """One panel of a paper's figure.
+
+    curve: ``names`` of the training history over ``x`` ("step", or a budget spent until then: "completions",
+    "sampled_tokens"), one line per arm and name. bars: metrics of the finished arms side by side. turns: metrics in
+    their order as one line per arm. ``arms``: only these.
+    """
+
+    label: str
+    names: tuple[str, ...]
+    kind: Literal["curve", "bars", "turns"] = "curve"
+    x: str = "step"
+    arms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Paper:
     """Identity, arms and claims of a paper."""
 
@@ -65,7 +82,8 @@ class Paper:
     published: dict[str, str] = field(default_factory=dict)  # of the arms, as the paper prints them
     published_setting: str = ""  # their model and data
     evaluate: Callable[[Run, RunConfig], Metrics] | None = None
-    curves: tuple[str, ...] = ("reward", "entropy")
+    curves: tuple[str, ...] = ("reward", "entropy")  # of the history: shown while running, their means are metrics
+    panels: tuple[Panel, ...] = ()  # of the figure; without any, the curves
 
     @property
     def all_arms(self) -> dict[str, Callable[[Run, RunConfig], None]]:
@@ -127,7 +145,9 @@ class Run:
         while self.step < total:
             yield self.step
             self.step += 1
-            self.history.append({"step": self.step, **{k: float(np.mean(v)) for k, v in self._logged.items()}})
+            spent = {name: self.budget[name] for name in ("completions", "sampled_tokens")}  # from the start until here
+            logged = {name: float(np.mean(values)) for name, values in self._logged.items()}
+            self.history.append({"step": self.step, **spent, **logged})
             self._logged.clear()
             self._save()
             rate = (time.monotonic() - began) / (self.step - first)
@@ -194,19 +214,38 @@ class Run:
         )
         return Rollouts(list(problems), completions, rewards)
 
+    def monitor(self, problems: int = 128, samples: int = 2) -> float:
+        """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
+        held_out = load(self.config.task, "validation", problems, 0, self.config.data)
+        generator = torch.Generator(self.policy.device).manual_seed(1_000 * self.seed + self.step)
+        budget, phases = dict(self.budget), self.phases
+        self.phases = {}
+        completions = self.sample([prompts.solve(p) for p in held_out], samples, generator=generator)
+        accuracy = self.rewards(held_out, completions).mean().item()
+        seconds = sum(entry["seconds"] for entry in self.phases.values())
+        self.budget, self.phases = defaultdict(float, budget), phases
+        entry = self.phases.setdefault("monitor", {"seconds": 0.0, "peak_memory_bytes": 0})
+        entry["seconds"] += seconds
+        self.log(validation=accuracy)
+        return accuracy
+
     # --- updates ----------------------------------------------------------------------------------------------------
 
     def values(
-        self, batch: Batch, function: TokenFunction = token_logprob, adapter: str | None = "policy"
+        self, batch: Batch, function: TokenFunction | Divergence = token_logprob, adapter: str | None = "policy"
     ) -> torch.Tensor:
-        """``function`` at every completion token, no gradient, [tokens]; under the policy or another adapter."""
+        """``function`` at every completion token, no gradient, [tokens]; under the policy or another adapter.
+
+        For a batch with a teacher's ``contexts``, ``function`` is a divergence between policy and teacher."""
         with self.phase("logprobs"):
             if adapter == "policy":
                 return self.trainer.values(batch, function)
             with self.policy.using(adapter):
                 return self.trainer.values(batch, function)
 
-    def update(self, batch: Batch, loss: TokenLoss, function: TokenFunction = token_logprob, together: int = 1) -> None:
+    def update(
+        self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence = token_logprob, together: int = 1
+    ) -> None:
         """One optimiser step on the sum of ``loss(values, fields)`` over the batch's tokens (see Trainer.step)."""
         with self.phase("train"):
             self.log(**self.trainer.step(batch, loss, function, together))
@@ -251,6 +290,7 @@ class Run:
         content = {
             "step": self.step,
             "adapter": self.policy.adapter_state(),
+            "copies": {name: self.policy.adapter_state(name) for name in self.policy.copies},
             "trainer": self.trainer.state(),
             "generator": self.generator.get_state(),
             "rng": self.rng.get_state(),
@@ -268,6 +308,9 @@ class Run:
         content = torch.load(self._checkpoint, weights_only=True)
         self.step, self.position = content["step"], content["position"]
         self.policy.load_adapter_state(content["adapter"])
+        for name, state in content["copies"].items():
+            self.policy.freeze_copy(name)
+            self.policy.load_adapter_state(state, name)
         self.trainer.load_state(content["trainer"])
         self.generator.set_state(content["generator"])
         self.rng.set_state(content["rng"])

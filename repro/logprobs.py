@@ -1,4 +1,4 @@
-"""Per-token quantities over a large vocabulary, in chunks: log-probs, entropies, anything made from logits.
+"""Per-token quantities over a large vocabulary, in chunks: log-probs, entropies, divergences between two policies.
 
 The logits of 8,192 tokens at a vocabulary of 152 k take 15-20 GB if they are made at once. Here only the hidden states
 of the wanted tokens pass the head, some at a time, and their logits are made again in the backward pass.
@@ -7,6 +7,7 @@ of the wanted tokens pass the head, some at a time, and their logits are made ag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
 TokenFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Support = Literal["student", "teacher"]
 
 
 def token_logprob(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -33,6 +36,82 @@ def logprob_and_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Te
     return torch.stack([token_logprob(logits, targets), token_entropy(logits, targets)], -1)
 
 
+# --- divergences: student logits, teacher logits, both [tokens, vocabulary] -> [tokens] -------------------------------
+
+
+def _contributions(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """Entries of KL(p || q) from log-probs, [tokens, vocabulary]; p = 0 contributes 0."""
+    return p.exp() * (p - q).masked_fill(p == -torch.inf, 0.0)
+
+
+def _sum(entries: torch.Tensor, clip: float | None) -> torch.Tensor:
+    return (entries if clip is None else entries.clamp(max=clip)).sum(-1)
+
+
+def forward_kl(student: torch.Tensor, teacher: torch.Tensor, clip: float | None = None) -> torch.Tensor:
+    """KL(teacher || student). ``clip`` bounds each vocabulary entry from above before the sum (OPSD, 2601.18734).
+
+    A clipped entry has no gradient through its own term, only through the softmax of the others: its sign can turn.
+    """
+    return _sum(_contributions(teacher.log_softmax(-1), student.log_softmax(-1)), clip)
+
+
+def reverse_kl(student: torch.Tensor, teacher: torch.Tensor, clip: float | None = None) -> torch.Tensor:
+    """KL(student || teacher), clipped per entry like ``forward_kl``."""
+    return _sum(_contributions(student.log_softmax(-1), teacher.log_softmax(-1)), clip)
+
+
+def jensen_shannon(
+    student: torch.Tensor, teacher: torch.Tensor, beta: float = 0.5, clip: float | None = None
+) -> torch.Tensor:
+    """beta KL(teacher || m) + (1 - beta) KL(student || m) with m = beta teacher + (1 - beta) student, 0 < beta < 1."""
+    s, t = student.log_softmax(-1), teacher.log_softmax(-1)
+    weights = torch.tensor([beta, 1 - beta], dtype=s.dtype, device=s.device).log()
+    m = torch.logaddexp(t + weights[0], s + weights[1])
+    return _sum(beta * _contributions(t, m) + (1 - beta) * _contributions(s, m), clip)
+
+
+def mixed_kl(student: torch.Tensor, teacher: torch.Tensor, weight: float = 0.5) -> torch.Tensor:
+    """weight KL(teacher || student) + (1 - weight) KL(student || teacher) (SD-Zero, 2604.12002)."""
+    return weight * forward_kl(student, teacher) + (1 - weight) * reverse_kl(student, teacher)
+
+
+def on_top_k(
+    student: torch.Tensor, teacher: torch.Tensor, divergence: Divergence, k: int, support: Support = "teacher"
+):
+    """``divergence`` of both distributions renormalised over the ``k`` likeliest tokens of one of them, [tokens].
+
+    Logits outside the set get no gradient: mass that the student has there isn't seen.
+    """
+    ids = (teacher if support == "teacher" else student).topk(min(k, teacher.shape[-1]), -1).indices
+    return divergence(student.gather(-1, ids), teacher.gather(-1, ids))
+
+
+def top_k_reverse_kl(
+    student: torch.Tensor, teacher: torch.Tensor, k: int, form: Literal["raw", "stop_gradient", "tail"] = "tail"
+) -> torch.Tensor:
+    """Terms of KL(student || teacher) at the student's ``k`` likeliest tokens, without renormalisation, [tokens].
+
+    raw: as it stands; biased, since its gradient drives mass out of the set. stop_gradient: the student's log-prob is a
+    constant, its probability isn't: the true gradient restricted to the set. tail: raw, with everything outside the
+    set as one more token (2605.11182). The renormalised form is ``on_top_k(..., reverse_kl, k, "student")``.
+    """
+    s, t = student.log_softmax(-1), teacher.log_softmax(-1)
+    ids = s.topk(min(k, s.shape[-1]), -1).indices
+    s, t = s.gather(-1, ids), t.gather(-1, ids)
+    if form == "stop_gradient":
+        return (s.exp() * (s.detach() - t)).sum(-1)
+    inside = (s.exp() * (s - t)).sum(-1)
+    if form == "raw":
+        return inside
+    tiny = torch.finfo(s.dtype).tiny
+    p, q = ((1 - x.exp().sum(-1)).clamp(min=tiny) for x in (s, t))
+    return inside + p * (p / q).log()
+
+
+# --- in chunks --------------------------------------------------------------------------------------------------------
+
+
 def per_token(
     hidden: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
@@ -42,8 +121,8 @@ def per_token(
 ) -> torch.Tensor:
     """``function(logits, targets)`` for all tokens, never holding more than ``chunk`` rows of logits.
 
-    hidden [tokens, width], targets [tokens]; head maps hidden states to float32 logits. Where gradients are wanted the
-    logits of a chunk are made again in the backward pass.
+    hidden [tokens, width], targets [tokens, ...]; head maps hidden states to float32 logits. Where gradients are wanted
+    the logits of a chunk are made again in the backward pass.
     """
 
     def run(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -83,6 +162,29 @@ def pad(sequences: Sequence[Sequence[int]], fill: int, device: torch.device) -> 
     return ids.to(device), mask.to(device)
 
 
+def completion_hidden(
+    model: PreTrainedModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states [tokens, width] that predict the completion tokens of ``(prompt ids, completion ids)`` pairs, and
+    those tokens [tokens], concatenated in order. Prompt and padding are left out."""
+    device = model.get_input_embeddings().weight.device
+    ids, mask = pad([[*prompt, *completion] for prompt, completion in sequences], pad_id, device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    hidden = model.get_decoder()(
+        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+    ).last_hidden_state
+    lengths = torch.tensor([len(completion) for _, completion in sequences], device=device)
+    place = torch.arange(ids.shape[1], device=device)[None, :]
+    wanted = place >= ids.shape[1] - lengths[:, None]
+    before = wanted.roll(-1, dims=1)
+    before[:, -1] = False
+    return hidden[before], ids[wanted]
+
+
+def _chunk(model: PreTrainedModel, tensors: int = 1) -> int:
+    return max(1, CHUNK_ELEMENTS // (tensors * model.get_output_embeddings().weight.shape[0]))
+
+
 def completion_values(
     model: PreTrainedModel,
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
@@ -95,17 +197,30 @@ def completion_values(
     The logits at a position are those that predict its token. Prompt and padding never reach the head. The model is a
     causal language model of transformers, without a PEFT wrapper around it (``PeftModel.get_base_model()``).
     """
-    device = model.get_input_embeddings().weight.device
-    ids, mask = pad([[*prompt, *completion] for prompt, completion in sequences], pad_id, device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden = model.get_decoder()(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
-    lengths = torch.tensor([len(completion) for _, completion in sequences], device=device)
-    place = torch.arange(ids.shape[1], device=device)[None, :]
-    wanted = place >= ids.shape[1] - lengths[:, None]
-    before = wanted.roll(-1, dims=1)
-    before[:, -1] = False
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
-    return per_token(hidden[before], lm_head(model, temperature), ids[wanted], function, chunk)
+    hidden, targets = completion_hidden(model, sequences, pad_id)
+    return per_token(hidden, lm_head(model, temperature), targets, function, _chunk(model))
+
+
+def completion_divergence(
+    model: PreTrainedModel,
+    sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
+    teacher_hidden: torch.Tensor,
+    divergence: Divergence,
+    temperature: float = 1.0,
+    pad_id: int = 0,
+) -> torch.Tensor:
+    """``divergence`` between student and teacher at every completion token, [tokens] in the order of ``sequences``.
+
+    teacher_hidden [tokens, width]: the teacher's hidden states for the same completions, without gradient, from the
+    same model under another adapter and other prompts, so that one head serves both. The temperature divides both
+    logits.
+    """
+    hidden, _ = completion_hidden(model, sequences, pad_id)
+    head = lm_head(model, temperature)
+
+    def function(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            teacher = head(other)
+        return divergence(logits, teacher)
+
+    return per_token(hidden, head, teacher_hidden, function, _chunk(model, 2))

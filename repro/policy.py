@@ -116,6 +116,7 @@ class Policy:
             torch.manual_seed(seed)  # every arm of a seed starts from the same adapter
             self.model: PeftModel = get_peft_model(base, lora, adapter_name=ADAPTER)
         self.model.eval()
+        self._initial = self.adapter_state()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -136,6 +137,15 @@ class Policy:
             for key, value in self.model.named_parameters():
                 if f".{name}." in key:
                     value.copy_(state[key.replace(f".{name}.", ".")])
+
+    def reset(self) -> None:
+        """Back to the base: the adapter as it was before any training."""
+        self.load_adapter_state(self._initial)
+
+    @property
+    def copies(self) -> list[str]:
+        """Names of the frozen copies."""
+        return [name for name in self.model.peft_config if name != ADAPTER]
 
     def freeze_copy(self, name: str) -> None:
         """Keep the policy as it is now as a frozen adapter (old policy, teacher); an older copy is overwritten."""

@@ -6,10 +6,11 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from repro.experiment import Paper, check_claim
+from repro.experiment import Panel, Paper, check_claim
 from repro.metrics import interval
 
 PERCENT = ("accuracy", "greedy", "pass@", "maj@", "acc@", "delta", "i_to_c", "c_to_i", "changed", "truncated")
@@ -117,29 +118,63 @@ def describe(paper: Paper, results: Sequence[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def draw_curves(paper: Paper, results: Sequence[dict], path: Path) -> None:
-    """One panel per quantity over the rollout steps: the mean over seeds, and their range as a band."""
+def draw(paper: Paper, results: Sequence[dict], path: Path) -> None:
+    """The paper's figure, one panel beside the other: means over seeds with their range as a band or error bar."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    arms = [a for a in paper.all_arms if any(r["arm"] == a and r["history"] for r in results)]
-    figure, axes = plt.subplots(1, len(paper.curves), figsize=(4.6 * len(paper.curves), 3.2), squeeze=False)
-    for axis, name in zip(axes[0], paper.curves, strict=True):
-        for arm in arms:
-            runs = [[row[name] for row in r["history"] if name in row] for r in results if r["arm"] == arm]
-            length = min(map(len, runs))
-            if not length:
-                continue
-            values = np.asarray([run[:length] for run in runs])
-            steps = np.arange(1, length + 1)
-            (line,) = axis.plot(steps, values.mean(0), label=arm)
-            axis.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15, linewidth=0)
-        axis.set_xlabel("rollout step")
-        axis.set_ylabel(name)
+    panels = paper.panels or tuple(Panel(name, (name,)) for name in paper.curves)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
+    for axis, panel in zip(axes[0], panels, strict=True):
+        by_arm = {
+            arm: mine
+            for arm in panel.arms or paper.all_arms
+            if (mine := [r for r in results if r["arm"] == arm and r["status"] == "ok"])
+        }
+        {"curve": _curve, "bars": _bars, "turns": _turns}[panel.kind](axis, panel, by_arm)
+        axis.set_ylabel(panel.label)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False)
+        axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
+
+
+def _curve(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
+    styles = ("-", "--", ":", "-.")
+    for number, (arm, mine) in enumerate(by_arm.items()):
+        for style, name in zip(styles, panel.names, strict=False):
+            runs = [[(row[panel.x], row[name]) for row in r["history"] if name in row] for r in mine]
+            length = min(map(len, runs))
+            if not length:
+                continue
+            x, y = np.moveaxis(np.asarray([run[:length] for run in runs], dtype=float), 2, 0)
+            label = arm if len(panel.names) == 1 else f"{arm}, {name}"
+            axis.plot(x.mean(0), y.mean(0), style, color=f"C{number}", label=label)
+            axis.fill_between(x.mean(0), y.min(0), y.max(0), color=f"C{number}", alpha=0.15, linewidth=0)
+    axis.set_xlabel({"step": "step", "sampled_tokens": "sampled tokens"}.get(panel.x, panel.x))
+
+
+def _bars(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
+    width = 0.8 / max(1, len(by_arm))
+    for number, (arm, mine) in enumerate(by_arm.items()):
+        found = [(i, measured(mine, name)) for i, name in enumerate(panel.names)]
+        place = [i + number * width for i, value in found if value]
+        mean, low, high = np.asarray([value for _, value in found if value]).reshape(-1, 3).T
+        error = np.nan_to_num([mean - low, high - mean])
+        axis.bar(place, mean, width, yerr=np.maximum(error, 0), label=arm, color=f"C{number}")
+    ticks = np.arange(len(panel.names)) + 0.4 - width / 2
+    axis.set_xticks(ticks, [name.replace(", ", "\n") for name in panel.names], fontsize=8)
+
+
+def _turns(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
+    for number, (arm, mine) in enumerate(by_arm.items()):
+        found = [(i, measured(mine, name)) for i, name in enumerate(panel.names, 1)]
+        x = [i for i, value in found if value]
+        mean, low, high = np.asarray([value for _, value in found if value]).reshape(-1, 3).T
+        axis.plot(x, mean, "o-", color=f"C{number}", label=arm)
+        axis.fill_between(x, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
+    axis.set_xticks(range(1, len(panel.names) + 1))
+    axis.set_xlabel("turn")

@@ -9,7 +9,14 @@ from types import SimpleNamespace
 
 import torch
 
-from repro.logprobs import TokenFunction, completion_values, token_logprob
+from repro.logprobs import (
+    Divergence,
+    TokenFunction,
+    completion_divergence,
+    completion_hidden,
+    completion_values,
+    token_logprob,
+)
 from repro.policy import Policy
 
 
@@ -22,10 +29,14 @@ class Batch:
     """Completions with what the loss needs to know of their tokens.
 
     ``sequences``: (prompt ids, completion ids) pairs. ``fields``: one tensor [tokens] each, in their order.
+    ``contexts``: prompts under which a ``teacher`` (a frozen adapter, None for the base) sees the same completions;
+    with them, values are divergences between the policy and the teacher.
     """
 
     sequences: list[tuple[Sequence[int], Sequence[int]]]
     fields: dict[str, torch.Tensor] = field(default_factory=dict)
+    contexts: list[Sequence[int]] | None = None
+    teacher: str | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -40,7 +51,18 @@ class Batch:
         """The sequences ``rows`` in this order, with their tokens' fields."""
         ends = [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
         tokens = torch.cat([torch.arange(ends[r], ends[r + 1]) for r in rows]) if rows else torch.empty(0, dtype=int)
-        return Batch([self.sequences[r] for r in rows], {k: v[tokens] for k, v in self.fields.items()})
+        contexts = None if self.contexts is None else [self.contexts[r] for r in rows]
+        fields = {k: v[tokens] for k, v in self.fields.items()}
+        return Batch([self.sequences[r] for r in rows], fields, contexts, self.teacher)
+
+    def seen_by_teacher(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """The completions after the teacher's prompts."""
+        return [(context, c) for context, (_, c) in zip(self.contexts or [], self.sequences, strict=True)]
+
+    def size(self, row: int) -> int:
+        """Tokens of a sequence with the longest of its prompts."""
+        prompt, completion = self.sequences[row]
+        return max(len(prompt), len(self.contexts[row]) if self.contexts else 0) + len(completion)
 
     def split(self, parts: int, rng: torch.Generator) -> list[Batch]:
         """Shuffled mini-batches of almost equal numbers of sequences; none is empty."""
@@ -54,7 +76,7 @@ class Batch:
         itself is still a micro-batch.
         """
         units = [range(i, i + together) for i in range(0, len(self.sequences), together)]
-        size = [max(len(p) + len(c) for p, c in (self.sequences[r] for r in unit)) for unit in units]
+        size = [max(map(self.size, unit)) for unit in units]
         groups: list[list[int]] = []
         longest = 0
         for i in sorted(range(len(units)), key=size.__getitem__):
@@ -85,11 +107,18 @@ class Trainer:
         self.max_grad_norm = max_grad_norm
         self.tokens_per_batch = tokens_per_batch
         self.temperature = temperature
-        self.optimizer = torch.optim.AdamW(policy.parameters, lr=learning_rate, weight_decay=0.0)
+        self.new_optimizer(learning_rate)
+
+    def new_optimizer(self, learning_rate: float | None = None) -> None:
+        """Forget moments and warm-up, as at the start of a stage; the learning rate stays unless one is given."""
+        self.learning_rate = self.learning_rate if learning_rate is None else learning_rate
+        self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=self.learning_rate, weight_decay=0.0)
         self.steps = 0
 
-    def values(self, batch: Batch, function: TokenFunction = token_logprob) -> torch.Tensor:
-        """``function`` (log-probs by default) at every completion token under the active adapter, no gradient."""
+    def values(self, batch: Batch, function: TokenFunction | Divergence = token_logprob) -> torch.Tensor:
+        """``function`` (log-probs by default) at every completion token under the active adapter, no gradient.
+
+        For a batch with ``contexts``, ``function`` is a divergence."""
         pieces: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for rows in batch.micro_batches(self.tokens_per_batch):
@@ -98,17 +127,22 @@ class Trainer:
                 pieces.update(zip(rows, values.split(part.lengths), strict=True))
         return torch.cat([pieces[r] for r in range(len(batch.sequences))])
 
-    def _forward(self, batch: Batch, function: TokenFunction) -> torch.Tensor:
+    def _forward(self, batch: Batch, function: TokenFunction | Divergence) -> torch.Tensor:
         model, pad_id = self.policy.model.get_base_model(), self.policy.tokenizer.pad_token_id
-        return completion_values(model, batch.sequences, function, self.temperature, pad_id)
+        if batch.contexts is None:
+            return completion_values(model, batch.sequences, function, self.temperature, pad_id)
+        with torch.no_grad(), self.policy.using(batch.teacher):
+            teacher, _ = completion_hidden(model, batch.seen_by_teacher(), pad_id)
+        return completion_divergence(model, batch.sequences, teacher, function, self.temperature, pad_id)
 
     def step(
-        self, batch: Batch, loss: TokenLoss, function: TokenFunction = token_logprob, together: int = 1
+        self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence = token_logprob, together: int = 1
     ) -> dict[str, float]:
         """One optimiser step on the sum over tokens of ``loss(values, fields)``.
 
-        ``values`` are ``function`` at the completion tokens of a micro-batch, ``fields`` the batch's fields for the
-        same tokens, with ``row``, the number of each token's sequence in the micro-batch, added. A mean is a field of
+        ``values`` are ``function`` (a divergence from the teacher for a batch with ``contexts``) at the completion
+        tokens of a micro-batch, ``fields`` the batch's fields for the same tokens, with ``row``, the number of each
+        token's sequence in the micro-batch, added. A mean is a field of
         weights that is computed over the whole batch before, so that micro-batches don't change the result. When
         memory runs out the micro-batch is halved and the step begins anew. Raises NonFiniteLoss before any update.
         """
@@ -117,7 +151,7 @@ class Trainer:
                 total = self._accumulate(batch, loss, function, together)
                 break
             except torch.OutOfMemoryError:
-                longest = max(len(p) + len(c) for p, c in batch.sequences)
+                longest = max(map(batch.size, range(len(batch.sequences))))
                 if self.tokens_per_batch <= longest * together:
                     raise
                 self.tokens_per_batch = max(self.tokens_per_batch // 2, longest * together)
@@ -134,7 +168,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return {"loss": total, "grad_norm": norm}
 
-    def _accumulate(self, batch: Batch, loss: TokenLoss, function: TokenFunction, together: int) -> float:
+    def _accumulate(self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence, together: int) -> float:
         self.optimizer.zero_grad()
         total = 0.0
         for rows in batch.micro_batches(self.tokens_per_batch, together):
@@ -149,8 +183,14 @@ class Trainer:
 
     def state(self) -> dict:
         """What a checkpoint keeps."""
-        return {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "tokens": self.tokens_per_batch}
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "tokens": self.tokens_per_batch,
+            "learning_rate": self.learning_rate,
+        }
 
     def load_state(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.tokens_per_batch = state["steps"], state["tokens"]
+        self.learning_rate = state["learning_rate"]
