@@ -63,6 +63,8 @@ class RunConfig:
     """Token budget of one micro-batch, prompts and padding included; it changes memory and speed, not results."""
     rows_per_batch: int = 256
     """Completions that are decoded side by side."""
+    monitors: int = 0
+    """Measurements of the accuracy on validation problems over a training, outside its budget."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
@@ -110,7 +112,8 @@ class RunConfig:
         """Raise ConfigError for values that can't work."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if type(value) is int and value < 1 and field.name not in ("warmup", "iterations"):
+            zero = field.default == 0 or field.name in ("warmup", "iterations")
+            if type(value) is int and value < 1 and not zero:
                 raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
             if type(value) is int and value < 0:
                 raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must not be negative")

@@ -145,6 +145,8 @@ class Run:
         while self.step < total:
             yield self.step
             self.step += 1
+            if self.config.monitors and self.step % -(-total // self.config.monitors) == 0:
+                self.monitor()
             spent = {name: self.budget[name] for name in ("completions", "sampled_tokens")}  # from the start until here
             logged = {name: float(np.mean(values)) for name, values in self._logged.items()}
             self.history.append({"step": self.step, **spent, **logged})
