@@ -93,9 +93,9 @@ def token_weights(lengths: list[int], norm: Norm) -> torch.Tensor:
 
 
 def sampled_token_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    """-A log p_S at the sampled tokens with A = log p_T - log p_S, all [tokens]; its gradient is reverse KL's on average.
+    """-A log p_S at the sampled tokens with A = log p_T - log p_S, all [tokens].
 
-    A carries no gradient: without the detach the expected gradient is another one.
+    Its gradient is on average that of reverse KL. A carries none: without the detach it would be another one.
     """
     return -advantage.detach() * logp
 

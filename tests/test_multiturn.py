@@ -1,0 +1,78 @@
+"""Conversations of several attempts: metrics by turn on worked examples, and what the policy is asked."""
+
+import pytest
+import torch
+
+from repro import prompts
+from repro.config import RunConfig
+from repro.experiment import Paper, Run
+from repro.multiturn import Attempts, converse, retry, turn_metrics
+from repro.sampling import Completion
+from repro.tasks import Problem
+
+
+def attempts(answers: list[list[list[str | None]]], gold: str) -> Attempts:
+    """answers[problem][sample][turn] -> conversations whose reward is equality with ``gold``."""
+    problems = [Problem("q", gold)] * len(answers)
+    turns = range(len(answers[0][0]))
+
+    def completion(answer: str | None) -> Completion:
+        return Completion((), (), (), "I give up" if answer is None else f"\\boxed{{{answer}}}", False)
+
+    completions = [[[completion(row[k][t]) for k in range(len(row))] for row in answers] for t in turns]
+    rewards = [[[float(row[k][t] == gold) for k in range(len(row))] for row in answers] for t in turns]
+    return Attempts(problems, completions, torch.tensor(rewards))
+
+
+def value(metrics: dict, name: str) -> float:
+    found = metrics[name]
+    return sum(found) / len(found) if isinstance(found, list) else found
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        (["1", "2", "2", "3", "2"], {"acc@t1": 0, "vote@t5": 1, "any@t5": 1, "vote@t2": 0, "changed": 1}),
+        (["1", "1", "2"], {"acc@t1": 0, "vote@t3": 0, "any@t3": 1, "changed": 0}),
+        (["2", None, "2"], {"acc@t1": 1, "acc@t2": 0, "c_to_i": 1, "vote@t3": 1, "changed": 1}),
+        (["1", None, None, "2", "2"], {"vote@t3": 0, "vote@t5": 1}),  # no answer never votes
+    ],
+)
+def test_votes_over_turns(turns, expected):
+    metrics = turn_metrics(attempts([[turns]], "2"))
+    assert {name: value(metrics, name) for name in expected} == expected
+
+
+def test_answers_that_are_equal_count_as_one():
+    metrics = turn_metrics(attempts([[["1/2", "0.5", "2"]]], "2"))
+    assert value(metrics, "changed") == 0 and value(metrics, "vote@t3") == 0
+
+
+def test_confidence_and_critique_of_the_worked_example():  # 2412.19513: three questions, four samples
+    first = [[1, 1, 1, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+    second = [[1, 1, 0, 1], [0, 1, 0, 0], [1, 0, 0, 1]]
+    answers = [
+        [[str(a), str(b)] for a, b in zip(one, two, strict=True)] for one, two in zip(first, second, strict=True)
+    ]
+    metrics = turn_metrics(attempts(answers, "1"), "two: ")
+    expected = {"acc@t1": 1 / 3, "acc@t2": 0.5, "CL": 0.75, "CS": 0.375, "RSS": 0.875, "delta": 1 / 6}
+    assert {n: value(metrics, f"two: {n}") for n in expected} == pytest.approx(expected)
+    assert value(metrics, "two: i_to_c") - value(metrics, "two: c_to_i") == pytest.approx(1 / 6)
+    assert "two: vote@t2" not in metrics
+
+
+def test_each_turn_sees_the_attempts_before_it(tmp_path):
+    paper = Paper("none", "", "", RunConfig, {}, ())
+    run = Run(paper, "base", 0, RunConfig(max_new_tokens=48, train_problems=8), tmp_path)
+    problems = run.next_problems(3)
+    made = converse(run, problems, 2, 3)
+    assert made.rewards.shape == (3, 3, 2)
+    assert run.budget["completions"] == 18
+    for i, problem in enumerate(problems):
+        for k in range(2):
+            texts = made.texts(i, k)
+            for t in (1, 2):
+                chat = retry(problem, texts[:t])
+                assert list(made.completions[t][i][k].prompt) == run.policy.encode(chat)
+                assert [m["content"] for m in chat[1::2]] == texts[:t]
+    assert prompts.RETRY in retry(problems[0], ["x"])[-1]["content"]
