@@ -24,7 +24,7 @@ USAGE = """repro: papers on self-improving language models, run and measured
 
   repro list                    the papers, their arms and what was measured
   repro run PAPER [settings]    reproduce one paper (repro run PAPER --help lists every setting)
-  repro table [PAPER ...]       tables of the results         [--results FOLDER]
+  repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv|html]
   repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
   repro publish PAPER           copy finished runs with default settings to results/ and renew table and figure
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
@@ -142,15 +142,16 @@ def _work(script: str, settings: dict, arm: str, seed: int, out: str) -> dict:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _results(argv: Sequence[str], what: str, flags: Sequence[str] = ()) -> tuple[argparse.Namespace, list]:
+def _results(
+    argv: Sequence[str], what: str, options: Callable[[argparse.ArgumentParser], None]
+) -> tuple[argparse.Namespace, list]:
     """The parsed options and (paper, its results) for every group that was asked for."""
     from repro.report import read_results
 
     parser = argparse.ArgumentParser(prog=f"repro {what}")
     parser.add_argument("papers", nargs="*", metavar="PAPER")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of result files")
-    for flag in flags:
-        parser.add_argument(flag, action="store_true")
+    options(parser)
     args = parser.parse_args(argv)
     for name in args.papers:
         if name not in paper_scripts():
@@ -163,17 +164,37 @@ def _results(argv: Sequence[str], what: str, flags: Sequence[str] = ()) -> tuple
 
 
 def table(argv: Sequence[str]) -> int:
-    from repro.report import describe
+    """Tables of each paper and across papers: to the screen as Markdown, or all results in another format."""
+    import csv
 
-    _, groups = _results(argv, "table")
-    print("\n\n".join(describe(paper, results) for paper, results in groups) or "no results yet")
+    from repro.report import arm_rows, budget_rows, claims, describe, markdown
+
+    def options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--format", choices=("markdown", "json", "csv", "html"), default="markdown")
+
+    args, groups = _results(argv, "table", options)
+    if not groups:
+        print("no results yet")
+    elif args.format == "html":
+        from repro.page import page
+
+        print(page(groups, args.results))
+    elif args.format == "json":
+        rows = {f"{p.slug}/{r[0]['preset']}": {"arms": arm_rows(p, r), "claims": claims(p, r)} for p, r in groups}
+        print(json.dumps({"papers": rows, "budget": budget_rows(groups)}, indent=1))
+    elif args.format == "csv":
+        csv.writer(sys.stdout).writerows(budget_rows(groups))
+    else:
+        print("\n\n".join(describe(paper, results) for paper, results in groups))
+        print("\n**What a budget buys**: accuracy above the base in points, and what it cost\n")
+        print(markdown(budget_rows(groups)))
     return 0
 
 
 def claims_command(argv: Sequence[str]) -> int:
     from repro.report import claim_rows, claims, markdown
 
-    args, groups = _results(argv, "claims", ["--json"])
+    args, groups = _results(argv, "claims", lambda parser: parser.add_argument("--json", action="store_true"))
     checked = [claim for paper, results in groups for claim in claims(paper, results)]
     if args.json:
         print(json.dumps(checked, indent=1))
