@@ -1,4 +1,4 @@
-"""The command ``repro``: list, run, table, claims, publish, verify."""
+"""The command ``repro``: list, run, all, table, claims, publish, verify."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,12 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repro.config import Launch, RunConfig
     from repro.experiment import Paper
+    from repro.launch import Task
 
 ROOT = Path(__file__).parent.parent
 USAGE = """repro: papers on self-improving language models, run and measured
 
   repro list                    the papers, their arms and what was measured
   repro run PAPER [settings]    reproduce one paper (repro run PAPER --help lists every setting)
+  repro all [PAPER ...]         several papers, or all, then their tables   [--seeds N] [--preset P] [--dry-run]
   repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv|html]
   repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
   repro publish PAPER           copy finished runs with default settings to results/ and renew table and figure
@@ -62,6 +61,8 @@ def load_script(path: Path) -> Paper:
 def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
     from repro.config import ConfigError, parse
+    from repro.experiment import preflight
+    from repro.launch import default_workers, run_tasks
     from repro.report import claims, describe, measured
 
     prog = f"repro run {script.stem}"
@@ -69,7 +70,12 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     unknown = [arm for arm in launch.arms if arm not in paper.all_arms]
     if unknown:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.all_arms)}")
-    results = run_all_arms(paper, script, config, launch)
+    preflight(config)
+    tasks = tasks_of(paper, script, config, launch)
+    made = run_tasks(tasks, launch.workers or default_workers(), load_script)
+    results = [result for result in made if result]
+    if not results:
+        return 1
     print("\n" + describe(paper, results) + "\n")
     arms = {
         arm: {m: measured(mine, m)[0] for m in paper.columns if measured(mine, m)}
@@ -82,61 +88,63 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
         "seeds": launch.seeds,
         "arms": arms,
         "claims": claims(paper, results),
-        "status": "ok" if all(r["status"] == "ok" for r in results) else "failed",
+        "status": "ok" if all(r and r["status"] == "ok" for r in made) else "failed",
     }
     print(json.dumps(summary))
     return 0 if summary["status"] == "ok" else 1
 
 
-def run_all_arms(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> list[dict]:
-    """Every arm with every seed, side by side in processes where there are several cores and no GPU."""
-    import torch
+def tasks_of(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> list[Task]:
+    """Every arm with every seed, seed by seed."""
+    from repro.launch import Task
 
-    from repro.experiment import preflight, run_arm
-
-    preflight(config)
     seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
-    tasks = [(arm, seed) for seed in seeds for arm in (launch.arms or paper.arms)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(launch.workers or (1 if torch.cuda.is_available() else cores), len(tasks))
-    if workers == 1:
-        return [run_arm(paper, config, arm, seed, launch.out) for arm, seed in tasks]
-
-    from concurrent.futures import ProcessPoolExecutor
-    from dataclasses import asdict
-    from multiprocessing import active_children, get_context
-
-    threads = max(1, cores // workers)
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(), threads))
-    futures = [executor.submit(_work, str(script), asdict(config), arm, seed, launch.out) for arm, seed in tasks]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        for child in active_children():  # their finished steps are saved
-            child.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
+    arms = launch.arms or paper.arms
+    return [Task(script, paper, config, arm, seed, launch.out) for seed in seeds for arm in arms]
 
 
-def _start_worker(parent: int, threads: int) -> None:
-    import torch
+def run_all(argv: Sequence[str]) -> int:
+    """Several papers, or all: what is finished is skipped, tables come last, 1 if something failed."""
+    from repro.config import Launch, RunConfig
+    from repro.experiment import preflight
+    from repro.launch import default_workers, plan, run_tasks
+    from repro.report import budget_rows, describe, markdown, read_results
 
-    torch.set_num_threads(threads)
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _work(script: str, settings: dict, arm: str, seed: int, out: str) -> dict:
-    from repro.experiment import run_arm
-
-    paper = load_script(Path(script))
-    return run_arm(paper, paper.config(**settings), arm, seed, out)
+    parser = argparse.ArgumentParser(prog="repro all")
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help="only these papers")
+    parser.add_argument("--preset", choices=tuple(RunConfig.PRESETS), default="tiny")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="arms side by side; 0: one per core or GPU")
+    parser.add_argument("--out", default=Launch.out, help="folder of checkpoints, adapters and results")
+    parser.add_argument("--dry-run", action="store_true", help="what would be run, how long, how much memory")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        raise UsageError(f"--seeds {args.seeds}: must be at least 1")
+    launch = Launch(seeds=args.seeds, workers=args.workers, out=args.out)
+    workers = args.workers or default_workers()
+    tasks: list[Task] = []
+    for name in args.papers or paper_scripts():
+        paper = load_paper(name)
+        tasks += tasks_of(paper, paper_scripts()[name], paper.config.for_preset(args.preset), launch)
+    known = [r for results in read_results(ROOT / "results").values() for r in results]
+    rows, summary = plan(tasks, known, workers)
+    print(markdown(rows), summary, sep="\n\n", flush=True)
+    if args.dry_run:
+        return 0
+    for config in {task.config.digest(): task.config for task in tasks}.values():
+        preflight(config)
+    results = run_tasks(tasks, workers, load_script)
+    made = [
+        (p, [r for r in results if r and r["paper"] == p.slug]) for p in {t.paper.slug: t.paper for t in tasks}.values()
+    ]
+    made = [(paper, mine) for paper, mine in made if mine]
+    for paper, mine in made:
+        print("\n" + describe(paper, mine))
+    print("\n" + markdown(budget_rows(made)))
+    failed = [t.name for t, r in zip(tasks, results, strict=True) if r is None or r["status"] != "ok"]
+    if failed:
+        print(f"repro: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -282,6 +290,7 @@ def verify(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_papers,
     "run": run_command,
+    "all": run_all,
     "table": table,
     "claims": claims_command,
     "publish": publish,

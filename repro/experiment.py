@@ -281,7 +281,9 @@ class Run:
         shown = "  ".join(f"{k} {last[k]:.3f}" for k in self.paper.curves if k in last)
         left = datetime.timedelta(seconds=round(rate * (total - self.step)))
         line = f"{self.paper.slug}/{self.arm} seed {self.seed}: step {self.step}/{total}  {shown}"
-        print(f"{line}  {rate:.1f} s/step, {left} left", file=sys.stderr, flush=True)
+        line = f"{line}  {rate:.1f} s/step, {left} left"
+        (self.folder / "progress.txt").write_text(line)
+        say(line)
 
     @property
     def _checkpoint(self) -> Path:
@@ -357,6 +359,12 @@ def evaluate(run: Run, config: RunConfig) -> Metrics:
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
+def say(line: str) -> None:
+    """A line of progress, unless an overview shows it already."""
+    if "REPRO_QUIET" not in os.environ:
+        print(line, file=sys.stderr, flush=True)
+
+
 def write_atomically(path: Path, write: Callable) -> None:
     """Call ``write(file)`` on a new file that then replaces ``path``."""
     new = path.with_name(path.name + ".new")
@@ -386,7 +394,7 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
     if result_file.exists():
         result = json.loads(result_file.read_text())
         if result["status"] == "ok":
-            print(f"{paper.slug}/{arm} seed {seed}: finished before", file=sys.stderr, flush=True)
+            say(f"{paper.slug}/{arm} seed {seed}: finished before")
             return result
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(paper, arm, seed, config, folder)
@@ -407,7 +415,7 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
     except NonFiniteLoss as problem:
         status, error = "failed", str(problem)
         training, phases = dict(run.budget), run.phases
-        print(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}", file=sys.stderr, flush=True)
+        say(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}")
     run.policy.save_adapter(folder / "adapter")
     result = {
         "paper": paper.slug,
@@ -433,7 +441,7 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
     }
     write_atomically(result_file, lambda file: file.write(dump(result).encode()))
     seconds = time.monotonic() - began
-    print(f"{paper.slug}/{arm} seed {seed}: {status} after {seconds:.0f} s", file=sys.stderr, flush=True)
+    say(f"{paper.slug}/{arm} seed {seed}: {status} after {seconds:.0f} s")
     return result
 
 
