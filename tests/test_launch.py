@@ -2,13 +2,14 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from repro.cli import load_script, main
-from repro.launch import Task, plan, run_tasks
+from repro.launch import Overview, Task, plan, run_tasks
 
 SCRIPT = """
 import os, signal
@@ -46,6 +47,23 @@ def test_broken_and_killed_arms_stop_no_other(tasks, capfd):
         or "broken" in (tasks[1].folder / "error.txt").read_text()
     )
     assert [task.finished() for task in tasks] == [False, False, True, True]
+
+
+def test_the_overview_shows_what_runs_now(tasks, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    old, running, over, _ = tasks
+    with Overview(tasks) as overview:
+        assert os.environ["REPRO_QUIET"] == "1"  # workers leave the screen alone
+        for task in (old, running, over):
+            task.folder.mkdir(parents=True)
+            (task.folder / "progress.txt").write_text(f"{task.name}: step 3/25  1.0 s/step, 0:00:22 left")
+        os.utime(old.folder / "progress.txt", (1, 1))  # of an interrupted run that hasn't begun again
+        (over.folder / "result.json").write_text("{}")
+        overview.show(1)
+        shown = capsys.readouterr().err
+    assert f"{running.name}: step 3/25" in shown and "1 of 4 arms are over" in shown
+    assert old.name not in shown and over.name not in shown
+    assert "REPRO_QUIET" not in os.environ
 
 
 def test_one_after_the_other_a_broken_arm_stops_no_other(tasks):
