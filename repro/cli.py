@@ -1,4 +1,4 @@
-"""The command ``repro``: list, run, all, table, claims, publish, bench, verify."""
+"""The command ``repro``: list, run, all, table, claims, publish, samples, bench, verify."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ USAGE = """repro: papers on self-improving language models, run and measured
   repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv|html]
   repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
   repro publish PAPER           copy finished runs with default settings to results/ and renew table and figure
+  repro samples FOLDER          some rollouts of a run with rewards, unlikely tokens coloured   [--step N] [--reward R]
   repro bench                   speed and memory of sampling and training against plain baselines (repro bench --help)
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
 """
@@ -282,6 +283,12 @@ def run_command(argv: Sequence[str]) -> int:
     return run_paper(paper, paper_scripts()[argv[0]], argv[1:])
 
 
+def samples(argv: Sequence[str]) -> int:
+    from repro.samples import main as samples_main
+
+    return samples_main(argv)
+
+
 def bench(argv: Sequence[str]) -> int:
     from repro.bench import main as bench_main
 
@@ -301,6 +308,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "table": table,
     "claims": claims_command,
     "publish": publish,
+    "samples": samples,
     "bench": bench,
     "verify": verify,
 }

@@ -28,6 +28,7 @@ from repro.logprobs import Divergence, TokenFunction, token_logprob
 from repro.metrics import interval, pass_at_k, verdict
 from repro.policy import Policy, check_model, pick_device
 from repro.prompts import Chat
+from repro.samples import Recorder
 from repro.sampling import Completion, Decoding, sample
 from repro.tasks import Problem, load, score
 from repro.training import Batch, NonFiniteLoss, TokenLoss, Trainer
@@ -136,6 +137,7 @@ class Run:
         self.state: dict = {}  # a paper's own state; kept in the checkpoint
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._resume()
+        self.recorder: Recorder | None = Recorder(folder, self.policy.tokenizer, self.step)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +202,10 @@ class Run:
             pairs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
             right = score([p for p, _ in pairs], [c.text for _, c in pairs])
             values = [0.0 if c.truncated else r for (_, c), r in zip(pairs, right, strict=True)]
-        return torch.tensor(values).view(len(problems), -1)
+        rewards = torch.tensor(values).view(len(problems), -1)
+        if self.recorder:
+            self.recorder.add(self.step + 1, problems, completions, rewards)
+        return rewards
 
     def rollout(self, problems: list[Problem], samples: int) -> Rollouts:
         """Sample solutions of the problems, reward them, and log reward, entropy, length and truncation."""
@@ -220,12 +225,12 @@ class Run:
         """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
         held_out = load(self.config.task, "validation", problems, 0, self.config.data)
         generator = torch.Generator(self.policy.device).manual_seed(1_000 * self.seed + self.step)
-        budget, phases = dict(self.budget), self.phases
-        self.phases = {}
+        budget, phases, recorder = dict(self.budget), self.phases, self.recorder
+        self.phases, self.recorder = {}, None
         completions = self.sample([prompts.solve(p) for p in held_out], samples, generator=generator)
         accuracy = self.rewards(held_out, completions).mean().item()
         seconds = sum(entry["seconds"] for entry in self.phases.values())
-        self.budget, self.phases = defaultdict(float, budget), phases
+        self.budget, self.phases, self.recorder = defaultdict(float, budget), phases, recorder
         entry = self.phases.setdefault("monitor", {"seconds": 0.0, "peak_memory_bytes": 0})
         entry["seconds"] += seconds
         self.log(validation=accuracy)
@@ -304,6 +309,8 @@ class Run:
             "phases": self.phases,
             "state": self.state,
         }
+        if self.recorder:
+            self.recorder.flush()
         write_atomically(self._checkpoint, lambda file: torch.save(content, file))
 
     def _resume(self) -> None:
@@ -408,6 +415,7 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         phases = {name: dict(entry) for name, entry in run.phases.items()}
         with run.phase("evaluate"):
             metrics = (paper.evaluate or evaluate)(run, config)
+        run.recorder.flush()
         phases["evaluate"] = run.phases["evaluate"]
         for name in paper.curves:  # the mean over all rollout steps: how the training went, not only where it ended
             if values := [row[name] for row in run.history if name in row]:
