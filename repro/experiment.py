@@ -30,6 +30,7 @@ from repro.policy import Policy, check_model, pick_device
 from repro.prompts import Chat
 from repro.samples import Recorder
 from repro.sampling import Completion, Decoding, sample
+from repro.storage import load_checkpoint, only_process, save_checkpoint, write_atomically
 from repro.tasks import Problem, load, score
 from repro.training import Batch, NonFiniteLoss, TokenLoss, Trainer
 
@@ -290,12 +291,7 @@ class Run:
         (self.folder / "progress.txt").write_text(line)
         say(line)
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
-
     def _save(self) -> None:
-        """Write a new checkpoint, then put it in the old one's place: a kill at any moment leaves a whole one."""
         content = {
             "step": self.step,
             "adapter": self.policy.adapter_state(),
@@ -311,12 +307,12 @@ class Run:
         }
         if self.recorder:
             self.recorder.flush()
-        write_atomically(self._checkpoint, lambda file: torch.save(content, file))
+        save_checkpoint(self.folder, content)
 
     def _resume(self) -> None:
-        if not self._checkpoint.exists():
+        content = load_checkpoint(self.folder, lambda text: print(f"repro: {text}", file=sys.stderr, flush=True))
+        if content is None:
             return
-        content = torch.load(self._checkpoint, weights_only=True)
         self.step, self.position = content["step"], content["position"]
         self.policy.load_adapter_state(content["adapter"])
         for name, state in content["copies"].items():
@@ -372,16 +368,6 @@ def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def write_atomically(path: Path, write: Callable) -> None:
-    """Call ``write(file)`` on a new file that then replaces ``path``."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
-
-
 def preflight(config: RunConfig) -> None:
     """Find what a user can put right before any work begins: device, model folder, task, data files."""
     check_model(config, pick_device())
@@ -404,6 +390,13 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
             say(f"{paper.slug}/{arm} seed {seed}: finished before")
             return result
     folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder):
+        result = _train_and_evaluate(paper, config, arm, seed, folder)
+        write_atomically(result_file, lambda file: file.write(dump(result).encode()))
+    return result
+
+
+def _train_and_evaluate(paper: Paper, config: RunConfig, arm: str, seed: int, folder: Path) -> dict:
     run = Run(paper, arm, seed, config, folder)
     began = time.monotonic()
     metrics: Metrics = {}
@@ -425,7 +418,8 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         training, phases = dict(run.budget), run.phases
         say(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}")
     run.policy.save_adapter(folder / "adapter")
-    result = {
+    say(f"{paper.slug}/{arm} seed {seed}: {status} after {time.monotonic() - began:.0f} s")
+    return {
         "paper": paper.slug,
         "arxiv": paper.arxiv,
         "preset": config.preset,
@@ -447,10 +441,6 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         "history": run.history,
         "per_problem": {name: _rounded(value) for name, value in metrics.items() if isinstance(value, list)},
     }
-    write_atomically(result_file, lambda file: file.write(dump(result).encode()))
-    seconds = time.monotonic() - began
-    say(f"{paper.slug}/{arm} seed {seed}: {status} after {seconds:.0f} s")
-    return result
 
 
 def _summary(value: float | list[float]) -> dict:

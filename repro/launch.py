@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -117,12 +118,14 @@ def _guarded(task: Task) -> dict | None:
 
 
 def tell(task: Task, error: BaseException) -> None:
-    """One line for the user, the rest into the run's folder."""
-    task.folder.mkdir(parents=True, exist_ok=True)
-    file = task.folder / "error.txt"
-    file.write_text("".join(traceback.format_exception(error)))
-    text = (str(error).strip() or "-").split("\n")[-1]
-    print(f"repro: {task.name} broke off: {type(error).__name__}: {text} ({file})", file=sys.stderr, flush=True)
+    """One line for the user, the rest into the run's folder where that can be written."""
+    text = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[-1]}"
+    with contextlib.suppress(OSError):
+        task.folder.mkdir(parents=True, exist_ok=True)
+        file = task.folder / "error.txt"
+        file.write_text("".join(traceback.format_exception(error)))
+        text += f" ({file})"
+    print(f"repro: {task.name} broke off: {text}", file=sys.stderr, flush=True)
 
 
 def _start_worker(parent: int, threads: int, gpus: int, turn) -> None:
