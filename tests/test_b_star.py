@@ -14,7 +14,6 @@ from papers.b_star import (
     choose,
     combined_reward,
     complete,
-    cosine,
     equal_samples,
     explored,
     select,
@@ -23,6 +22,7 @@ from papers.b_star import (
 from repro.experiment import run_arm, run_folder
 from repro.metrics import pass_at_k
 from repro.sampling import Completion
+from repro.training import cosine
 
 SMALL = Config(
     iterations=2,
@@ -151,7 +151,7 @@ def test_exploration_counts_distinct_right_solutions():
     group = [completion(t) for t in ("1+2=3\nx", "1+2=3\nx", "2+1=3\nx", "1+2=4\ny")]
     found = explored(group, [1.0, 1.0, 1.0, 0.0])
     assert (found["pass@K"], found["pass@K-2"], found["distinct right"]) == (1.0, 1.0, 2.0)
-    assert found["distinct equations"] == pytest.approx(3 / 4)
+    assert found["repeated equations"] == pytest.approx(1 / 4)
     copies = explored(group[:2] * 2, [1.0] * 4)
     assert (copies["pass@K"], copies["pass@K-2"]) == (1.0, 0.0)
 
