@@ -19,7 +19,7 @@ How this differs from the paper and why.
 - The search is paid for. The other arms draw as many completions in all, more per problem (equal_samples).
 - New problems in each iteration, no reference solutions in the pool, a fixed cap per problem; STaR has no hints, since
   they would bring in references that no other arm sees.
-- STaR and ReST-EM make 30 updates from the base in each iteration, the online arms 24 that add up.
+- STaR and ReST-EM make 48 updates from the base in each iteration, the online arms 24 that add up.
 
 Commands.
     repro run b_star                               # tiny model, seed 0
@@ -50,22 +50,22 @@ class Config(RunConfig):
 
     iterations: int = 5
     """Self-training iterations (paper: 9)."""
-    prompts: int = 48
+    prompts: int = 64
     """Problems per iteration (paper: all 11,500 again each time; ours are new ones)."""
     temperatures: tuple[float, ...] = (0.6, 1.0, 1.4)
     """Grid of sampling temperatures (paper: 0.5 to 1.2 in steps of 0.1). Fixed settings are arms of their own."""
     thresholds: tuple[float, ...] = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.8, 0.9, 1.0, 1.1)
     """Grid of reward thresholds tau; it needs no sampling. Between 0.2 and 0.8 there is nothing to separate."""
-    dev_problems: int = 12
+    dev_problems: int = 16
     """Problems of each iteration on which the setting is chosen (paper: about 600 of 11,500)."""
-    n_star: int = 2
-    """Wanted number of distinct right solutions per problem (code: 8 of 64 samples)."""
+    n_star: int = 1
+    """Wanted number of distinct right solutions per problem (code: 8 of 64 samples; like M/N, about 1 here)."""
     per_problem: int = 6
     """At most so many solutions of a problem are kept (paper: the cap that makes 67,500 of 11,500 problems, 5.9)."""
     updates: int = 24
     """Optimiser steps per iteration (paper: 500)."""
-    restart_updates: int = 30
-    """The same for arms that start from the base in every iteration (ours)."""
+    restart_updates: int = 48
+    """The same for arms that start from the base in every iteration (ours: only the last iteration's count)."""
     batch_size: int = 16
     """Solutions per optimiser step (paper: 128)."""
     final_rate: float = 0.05
@@ -79,8 +79,8 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "tiny": {"eval_problems": 256},
-        "smol": {"iterations": 3, "prompts": 12, "dev_problems": 3, "samples": 4, "warmup_problems": 0},
-        "gpu": {"iterations": 6, "prompts": 256, "dev_problems": 64, "updates": 40, "warmup_problems": 0},
+        "smol": {"iterations": 3, "prompts": 12, "dev_problems": 3, "n_star": 2, "updates": 8, "warmup_problems": 0},
+        "gpu": {"iterations": 6, "prompts": 256, "dev_problems": 64, "n_star": 4, "warmup_problems": 0},
     }
 
 
