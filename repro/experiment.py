@@ -331,8 +331,13 @@ def entropy(completions: Sequence[Completion]) -> float:
     return float(np.mean(tokens))
 
 
-def evaluate(run: Run, config: RunConfig) -> Metrics:
-    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; per-problem values."""
+def evaluate(
+    run: Run, config: RunConfig, more: Callable[[list[list[Completion]], torch.Tensor], Metrics] | None = None
+) -> Metrics:
+    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; per-problem values.
+
+    ``more``: further metrics from the same completions and rewards [problems, samples].
+    """
     problems = load(config.task, config.eval_split, config.eval_problems, 0, config.data)
     chats = [prompts.solve(p) for p in problems]
     generator = torch.Generator(run.policy.device).manual_seed(10_000 + run.seed)
@@ -356,6 +361,8 @@ def evaluate(run: Run, config: RunConfig) -> Metrics:
         metrics[f"accuracy, level {level}"] = float(
             np.mean([a for a, p in zip(metrics["accuracy"], problems, strict=True) if p.level == level])
         )
+    if more is not None:
+        metrics.update(more(completions, rewards))
     return metrics
 
 
