@@ -38,8 +38,9 @@ import torch
 
 from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
 from repro.baselines import batches, nll
-from repro.experiment import Metrics, evaluate, write_atomically
+from repro.experiment import Metrics, evaluate
 from repro.sampling import Completion
+from repro.storage import write_atomically
 from repro.tasks import Problem, load
 from repro.training import Batch, cosine
 
