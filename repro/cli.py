@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from repro.experiment import Paper
 
 ROOT = Path(__file__).parent.parent
+ALIASES = {"int": "intervention"}  # names of papers that are no good module names
 USAGE = """repro: papers on self-improving language models, run and measured
 
   repro list                    the papers, their arms and what was measured
@@ -40,12 +41,17 @@ def paper_scripts() -> dict[str, Path]:
     return {p.stem: p for p in sorted((ROOT / "papers").glob("*.py"))}
 
 
+def script_name(name: str) -> str:
+    """The script that a name or alias stands for. Raises UsageError for an unknown name."""
+    known = ALIASES.get(name, name)
+    if known not in paper_scripts():
+        raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    return known
+
+
 def load_paper(name: str) -> Paper:
     """The PAPER of a script in papers/. Raises UsageError for an unknown name."""
-    scripts = paper_scripts()
-    if name not in scripts:
-        raise UsageError(f"unknown paper {name!r}; there are {', '.join(scripts)}")
-    return load_script(scripts[name])
+    return load_script(paper_scripts()[script_name(name)])
 
 
 def load_script(path: Path) -> Paper:
@@ -152,9 +158,7 @@ def _results(argv: Sequence[str], what: str, flags: Sequence[str] = ()) -> tuple
     for flag in flags:
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args(argv)
-    for name in args.papers:
-        if name not in paper_scripts():
-            raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    args.papers = [script_name(name) for name in args.papers]
     if not args.results.is_dir():
         raise UsageError(f"--results {args.results}: no such folder")
     groups = read_results(args.results)
@@ -248,8 +252,7 @@ def renew_readme(path: Path, slug: str, text: str) -> None:
 def run_command(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         raise UsageError(f"repro run needs a paper; there are {', '.join(paper_scripts())}")
-    paper = load_paper(argv[0])
-    return run_paper(paper, paper_scripts()[argv[0]], argv[1:])
+    return run_paper(load_paper(argv[0]), paper_scripts()[script_name(argv[0])], argv[1:])
 
 
 def verify(argv: Sequence[str]) -> int:
