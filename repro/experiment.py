@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -208,11 +208,29 @@ class Run:
         self.log(
             reward=rewards.mean(),
             mixed=((rewards.mean(1) > 0) & (rewards.mean(1) < 1)).float().mean(),
+            all_wrong=(rewards.sum(1) == 0).float().mean(),
             entropy=entropy(every),
             length=np.mean([len(c.ids) for c in every]),
             truncated=np.mean([c.truncated for c in every]),
         )
         return Rollouts(list(problems), completions, rewards)
+
+    def shared(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """``make(run, *arguments)`` as JSON gives it back, sampled by the first arm and charged to every arm's budget.
+
+        Only for what depends on the base, the settings and ``name``, or results would depend on who came first.
+        """
+        file = self.folder.parent / f"{name}.json"
+        if not file.exists():
+            before = dict(self.budget)
+            content = make(self, *arguments)
+            spent = {k: self.budget[k] - before.get(k, 0.0) for k in ("completions", "sampled_tokens")}
+            self.budget = defaultdict(float, before)
+            write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
+        stored = json.loads(file.read_text())
+        for k, v in stored["spent"].items():
+            self.budget[k] += v
+        return stored["content"]
 
     def monitor(self, problems: int = 128, samples: int = 2) -> float:
         """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
@@ -324,6 +342,27 @@ def entropy(completions: Sequence[Completion]) -> float:
     return float(np.mean(tokens))
 
 
+def unsolved(run: Run, problems: Sequence[Problem], samples: int, seed: int) -> dict[int, list[str]]:
+    """Numbers of the problems that the base gets wrong in all of ``samples`` samples, with its different attempts.
+
+    A problem leaves at its first right sample, so that most samples are spent on the hard ones.
+    """
+    generator = torch.Generator(run.policy.device).manual_seed(seed)
+    left: dict[int, list[str]] = {i: [] for i in range(len(problems))}
+    done = 0
+    while done < samples and left:
+        count, rows = min(samples - done, max(4, done)), list(left)
+        completions = run.sample([prompts.solve(problems[i]) for i in rows], count, None, None, generator)
+        right = run.rewards([problems[i] for i in rows], completions).sum(1)
+        for i, group, solved in zip(rows, completions, right.tolist(), strict=True):
+            if solved:
+                del left[i]
+            else:
+                left[i] += [c.text for c in group if not c.truncated]
+        done += count
+    return {i: list(dict.fromkeys(texts)) for i, texts in left.items()}
+
+
 def evaluate(run: Run, config: RunConfig) -> Metrics:
     """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; per-problem values."""
     problems = load(config.task, config.eval_split, config.eval_problems, 0, config.data)
@@ -357,7 +396,7 @@ def evaluate(run: Run, config: RunConfig) -> Metrics:
 
 def write_atomically(path: Path, write: Callable) -> None:
     """Call ``write(file)`` on a new file that then replaces ``path``."""
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{os.getpid()}.new")  # two processes may write the same file
     with open(new, "wb") as file:
         write(file)
         file.flush()
