@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from repro.launch import Task
 
 ROOT = Path(__file__).parent.parent
+ALIASES = {"int": "intervention"}  # names of papers that are no good module names
 USAGE = """repro: papers on self-improving language models, run and measured
 
   repro list                    the papers, their arms and what was measured
@@ -41,12 +42,17 @@ def paper_scripts() -> dict[str, Path]:
     return {p.stem: p for p in sorted((ROOT / "papers").glob("*.py"))}
 
 
+def script_name(name: str) -> str:
+    """The script that a name or alias stands for. Raises UsageError for an unknown name."""
+    known = ALIASES.get(name, name)
+    if known not in paper_scripts():
+        raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    return known
+
+
 def load_paper(name: str) -> Paper:
     """The PAPER of a script in papers/. Raises UsageError for an unknown name."""
-    scripts = paper_scripts()
-    if name not in scripts:
-        raise UsageError(f"unknown paper {name!r}; there are {', '.join(scripts)}")
-    return load_script(scripts[name])
+    return load_script(paper_scripts()[script_name(name)])
 
 
 def load_script(path: Path) -> Paper:
@@ -125,7 +131,7 @@ def run_all(argv: Sequence[str]) -> int:
     launch = Launch(seeds=args.seeds, workers=args.workers, out=args.out)
     workers = args.workers or default_workers()
     tasks: list[Task] = []
-    for name in args.papers or paper_scripts():
+    for name in map(script_name, args.papers or paper_scripts()):
         paper = load_paper(name)
         tasks += tasks_of(paper, paper_scripts()[name], paper.config.for_preset(args.preset), launch)
     known = [r for results in read_results(ROOT / "results").values() for r in results]
@@ -163,9 +169,7 @@ def _results(
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of result files")
     options(parser)
     args = parser.parse_args(argv)
-    for name in args.papers:
-        if name not in paper_scripts():
-            raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    args.papers = [script_name(name) for name in args.papers]
     if not args.results.is_dir():
         raise UsageError(f"--results {args.results}: no such folder")
     groups = read_results(args.results)
@@ -279,8 +283,7 @@ def renew_readme(path: Path, slug: str, text: str) -> None:
 def run_command(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         raise UsageError(f"repro run needs a paper; there are {', '.join(paper_scripts())}")
-    paper = load_paper(argv[0])
-    return run_paper(paper, paper_scripts()[argv[0]], argv[1:])
+    return run_paper(load_paper(argv[0]), paper_scripts()[script_name(argv[0])], argv[1:])
 
 
 def samples(argv: Sequence[str]) -> int:

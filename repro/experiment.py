@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -216,11 +216,29 @@ class Run:
         self.log(
             reward=rewards.mean(),
             mixed=((rewards.mean(1) > 0) & (rewards.mean(1) < 1)).float().mean(),
+            all_wrong=(rewards.sum(1) == 0).float().mean(),
             entropy=entropy(every),
             length=np.mean([len(c.ids) for c in every]),
             truncated=np.mean([c.truncated for c in every]),
         )
         return Rollouts(list(problems), completions, rewards)
+
+    def shared(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """``make(run, *arguments)`` as JSON gives it back, sampled by the first arm and charged to every arm's budget.
+
+        Only for what depends on the base, the settings and ``name``, or results would depend on who came first.
+        """
+        file = self.folder.parent / f"{name}.json"
+        if not file.exists():
+            before = dict(self.budget)
+            content = make(self, *arguments)
+            spent = {k: self.budget[k] - before.get(k, 0.0) for k in ("completions", "sampled_tokens")}
+            self.budget = defaultdict(float, before)
+            write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
+        stored = json.loads(file.read_text())
+        for k, v in stored["spent"].items():
+            self.budget[k] += v
+        return stored["content"]
 
     def monitor(self, problems: int = 128, samples: int = 2) -> float:
         """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
@@ -329,6 +347,27 @@ def entropy(completions: Sequence[Completion]) -> float:
     """Mean entropy per token in nats, estimated without bias by the mean of -log p over sampled tokens (T = 1)."""
     tokens = [-logp for c in completions for logp in c.logprobs]
     return float(np.mean(tokens))
+
+
+def unsolved(run: Run, problems: Sequence[Problem], samples: int, seed: int) -> dict[int, list[str]]:
+    """Numbers of the problems that the base gets wrong in all of ``samples`` samples, with its different attempts.
+
+    A problem leaves at its first right sample, so that most samples are spent on the hard ones.
+    """
+    generator = torch.Generator(run.policy.device).manual_seed(seed)
+    left: dict[int, list[str]] = {i: [] for i in range(len(problems))}
+    done = 0
+    while done < samples and left:
+        count, rows = min(samples - done, max(4, done)), list(left)
+        completions = run.sample([prompts.solve(problems[i]) for i in rows], count, None, None, generator)
+        right = run.rewards([problems[i] for i in rows], completions).sum(1)
+        for i, group, solved in zip(rows, completions, right.tolist(), strict=True):
+            if solved:
+                del left[i]
+            else:
+                left[i] += [c.text for c in group if not c.truncated]
+        done += count
+    return {i: list(dict.fromkeys(texts)) for i, texts in left.items()}
 
 
 def evaluate(
