@@ -82,15 +82,21 @@ class Config(RunConfig):
 Trace = list[list[int]]  # token ids of prompt x, of draft and phrase (y0, P_r), and of revision y1 with its end token
 
 
+def revision_chats(rollouts: Rollouts) -> list[prompts.Chat]:
+    """The assistant's turn goes on behind each answer with the phrase for its reward."""
+    rows = zip(rollouts.problems, rollouts.completions, rollouts.rewards.bool().tolist(), strict=True)
+    return [
+        prompts.revise_in_turn(prompts.solve(problem), completion.text, right)
+        for problem, group, verdicts in rows
+        for completion, right in zip(group, verdicts, strict=True)
+    ]
+
+
 def revise(run: Run, config: Config, drafts: Rollouts) -> list[Trace]:
     """Revise one draft per problem with the phrase for its reward; keep what is right, each revision once."""
     right = drafts.rewards[:, 0].bool()
     attempts = [group[0] for group in drafts.completions]
-    chats = [
-        prompts.revise_in_turn(prompts.solve(problem), attempt.text, bool(r))
-        for problem, attempt, r in zip(drafts.problems, attempts, right, strict=True)
-    ]
-    revisions = run.sample(chats, config.samples - 1)
+    revisions = run.sample(revision_chats(drafts), config.samples - 1)
     rewards = run.rewards(drafts.problems, revisions)
     for name, rows in (("corrected", ~right), ("kept", right)):
         if rows.any():
@@ -141,12 +147,7 @@ def revision_contexts(run: Run, rollouts: Rollouts) -> list[list[int]]:
 
     y's end token isn't in the first copy. The second copy is the student's ids themselves, so that no token is shifted.
     """
-    pairs = zip(rollouts.problems, rollouts.completions, rollouts.rewards.bool(), strict=True)
-    return [
-        run.policy.encode(prompts.revise_in_turn(prompts.solve(problem), completion.text, bool(r)))
-        for problem, group, right in pairs
-        for completion, r in zip(group, right, strict=True)
-    ]
+    return [run.policy.encode(chat) for chat in revision_chats(rollouts)]
 
 
 def reference_contexts(run: Run, rollouts: Rollouts) -> list[list[int]]:
@@ -217,11 +218,6 @@ def sd_zero(run: Run, config: Config, rounds: int = 1) -> None:
     train_sd_zero(run, config, config.srt_iterations, rounds)
 
 
-def sd_only(run: Run, config: Config) -> None:
-    """Phase 2 from the base, with the base as the reviser."""
-    train_sd_zero(run, config, 0)
-
-
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 REGIONS = ("right answers", "before the error", "first wrong step", "after the error")
@@ -283,40 +279,29 @@ def evaluate(run: Run, config: Config) -> Metrics:
         metrics["accuracy, teacher"] = run.rewards(problems, drawn).mean(1).tolist()
     first = run.sample(chats, 1, generator=generator)
     right = run.rewards(problems, first)
-    cued = [
-        prompts.revise_in_turn(chat, c.text, bool(r)) for chat, (c,), r in zip(chats, first, right[:, 0], strict=True)
-    ]
-    second = run.sample(cued, 1, generator=generator)
-    after = run.rewards(problems, second)
+    rollouts = Rollouts(problems, first, right)
+    after = run.rewards(problems, run.sample(revision_chats(rollouts), 1, generator=generator))
     metrics["acc@t1"], metrics["acc@t2"] = right[:, 0].tolist(), after[:, 0].tolist()
     metrics["c_to_i"] = (right * (1 - after))[:, 0].tolist()  # the verdict is the true one, and still some are lost
     if (right == 0).any():
         metrics["correction rate"] = float(after[right == 0].mean())
     cues = (prompts.CUE_WRONG, prompts.CUE_RIGHT)
     metrics["self-revised"] = float(np.mean([any(cue in c.text for cue in cues) for (c,) in first]))
-    written = [c.text == p.solution for p, (c,), r in zip(problems, first, right[:, 0], strict=True) if r]
+    written = [c.text.endswith(p.solution) for p, (c,), r in zip(problems, first, right[:, 0], strict=True) if r]
     metrics["right answers like the reference"] = float(np.mean(written)) if written else 0.0
     if config.task == "arithmetic":  # only there the first wrong step is known
-        metrics.update(signal(run, config, Rollouts(problems, first, right)))
+        metrics.update(signal(run, config, rollouts))
     return metrics
 
 
-ARMS = {
-    "base": lambda run, config: None,
-    "rft": rft,
-    "grpo": grpo,
-    "sdft": sdft,
-    "srt": srt,
-    "sd_zero": sd_zero,
-    "sd_zero_sync": partial(sd_zero, rounds=2),
-}
+ARMS = {"base": lambda run, config: None, "rft": rft, "grpo": grpo, "sdft": sdft, "srt": srt, "sd_zero": sd_zero}
+ARMS["sd_zero_sync"] = partial(sd_zero, rounds=2)
 
 
 def over(left: str, right: str, text: str, published: str, metric: str = "accuracy") -> Claim:
     """One arm's metric is above another's."""
-    return Claim(
-        f"{left}_over_{right}_{metric}".replace(" ", "_"), text, (left, metric), (right, metric), published=published
-    )
+    name = f"{left}_over_{right}_{metric}".replace(" ", "_")
+    return Claim(name, text, (left, metric), (right, metric), published=published)
 
 
 def signal_over(region: str, text: str) -> Claim:
@@ -331,7 +316,7 @@ PAPER = Paper(
     arxiv="2604.12002",
     config=Config,
     arms=ARMS,
-    extra_arms={"sd_only": sd_only},
+    extra_arms={"sd_only": partial(train_sd_zero, srt_iterations=0)},
     claims=(
         over("sd_zero", "rft", "SD-Zero ends above RFT at equal samples", "+6.0 (4B), +4.8 (7B)"),
         over("sd_zero", "grpo", "SD-Zero ends above GRPO at equal samples", "+7.2 (4B), +6.7 (7B)"),
