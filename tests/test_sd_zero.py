@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import perturb, random_model
 
-from papers.sd_zero import PAPER, REGIONS, Config, divergence, regions, revision_contexts, srt_batch
+from papers.sd_zero import PAPER, REGIONS, Config, distill, divergence, regions, revision_contexts, srt_batch
 from repro import prompts
 from repro.baselines import nll
 from repro.experiment import Rollouts, Run, run_arm, run_folder
@@ -197,8 +197,6 @@ def test_killed_in_either_phase_it_ends_the_same(tmp_path, monkeypatch):
 
 
 def test_the_teacher_is_frozen_until_it_is_synchronised(tmp_path):
-    from papers.sd_zero import distill
-
     run = Run(PAPER, "sd_zero", 0, CONFIG, tmp_path)
     perturb(run.policy)
     run.policy.freeze_copy("teacher")
