@@ -556,13 +556,14 @@ def machine(device: torch.device) -> dict:
 
 
 def check_claim(claim: Claim, results: Sequence[dict]) -> dict | None:
-    """Measure a claim on the results of one paper and preset; None if an arm is missing.
+    """Measure a claim on the results of one paper and preset; None if an arm or a metric of this task is missing.
 
     Seeds that both arms finished count. The difference is paired by problem where both metrics have per-problem values.
     """
     found: dict[tuple[str, int], dict] = {(r["arm"], r["seed"]): r for r in results if r["status"] == "ok"}
     (arm_a, metric_a), (arm_b, metric_b) = claim.left, claim.right
     seeds = sorted(s for arm, s in found if arm == arm_a and (arm_b, s) in found)
+    seeds = [s for s in seeds if metric_a in found[arm_a, s]["metrics"] and metric_b in found[arm_b, s]["metrics"]]
     if not seeds:
         return None
     rows = []
