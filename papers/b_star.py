@@ -345,7 +345,7 @@ def ends_above(arm: str, published: str = "") -> Claim:
 
 
 def over_online(name: str, text: str, metric: str, published: str = "") -> Claim:
-    return Claim(name, text, ("b_star", metric), ("online_rft", metric), published=published)
+    return Claim(name, f"{text} than online_rft", ("b_star", metric), ("online_rft", metric), published=published)
 
 
 def change(name: str, text: str, arm: str, metric: str, published: str) -> Claim:
@@ -367,15 +367,9 @@ PAPER = Paper(
         ends_above("online_rft", "+7.0 GSM8K, +4.6 MATH"),
         *map(ends_above, FIXED),
         ends_above("rest_em", "+7.5 GSM8K, +3.6 MATH"),
-        over_online(
-            "more_coverage", "While training it solves more problems than online RFT (pass@K)", "training pass@K"
-        ),
-        over_online(
-            "more_distinct", "While training it finds more distinct right solutions", "training distinct right"
-        ),
-        over_online(
-            "more_ways", "After training it solves more problems in two ways", "pass@K-2", "+4.5, +3.0 (P@32-4)"
-        ),
+        over_online("more_coverage", "While training it solves more problems", "training pass@K"),
+        over_online("more_distinct", "While training it finds more distinct solutions", "training distinct right"),
+        over_online("more_ways", "At the end it solves more in two ways", "pass@K-2", "+4.5, +3.0 (P@32-4)"),
         change("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
         change("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
         change(
