@@ -26,14 +26,15 @@ Commands.
     repro run b_star --seeds 5                     # with intervals over seeds
     repro run b_star --preset gpu                  # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 
-Expected (tiny): about 8 minutes of one core for a seed, 1.5 GB a process; base 34 % greedy, online RFT 73 % at T = 1,
+Expected (tiny): 6 to 9 minutes of one core for a seed, 1.5 GB a process; base 34 % greedy, online RFT 73 % at T = 1,
 74 % at 0.6, 52 % at 1.4, B-STaR 76 % (results/b_star).
 
 What was found. B-STaR is the best arm on average, but only its lead over T = 1.4 and over ReST-EM is beyond doubt: over
 T = 1.0 it is +2.6 points [-2.8, +8.5], over T = 0.6 +1.6 [-3.6, +6.5], with 8 samples per problem to train on and not
 12. Its samples solve more problems than those of T = 1, as many as those of T = 0.6: the noisy base needs a low
-temperature. The search sees that. It takes 0.6 first with every seed, then 0.92 on average; at the end it is
-0.68, since the scores of 0.6 and 1.0 are (nearly) equal on 16 problems by then and ties go to the lower one.
+temperature. The search sees that. It takes 0.6 first with every seed, then 0.92 on average; at the end it is 0.68,
+since the scores of 0.6 and 1.0 are (nearly) equal on 16 problems by then and ties go to the lower one. (ReST-EM's last
+policy is 48 updates from the base, B-STaR's 120: part of that lead may be updates, not balance.)
 - The threshold does one thing: 0.2 is the lowest that no wrong answer passes, and the search finds it 24 times of 25.
   Then n' = n, and with n* = 1 the balance score is pass@K. With n* = 2 (validation, one seed, other settings too) the
   search was lured to high temperatures early, and B-STaR ended below online RFT (61 and 72 %).
