@@ -25,6 +25,26 @@ Commands.
     repro run b_star                               # tiny model, seed 0
     repro run b_star --seeds 5                     # with intervals over seeds
     repro run b_star --preset gpu                  # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
+
+Expected (tiny): 6 to 9 minutes of one core for a seed, 1.5 GB a process; base 34 % greedy, online RFT 73 % at T = 1,
+74 % at 0.6, 52 % at 1.4, B-STaR 76 % (results/b_star).
+
+What was found. B-STaR is the best arm on average, but only its lead over T = 1.4 and over ReST-EM is beyond doubt: over
+T = 1.0 it is +2.6 points [-2.8, +8.5], over T = 0.6 +1.6 [-3.6, +6.5], with 8 samples per problem to train on and not
+12. Its samples solve more problems than those of T = 1, as many as those of T = 0.6: the noisy base needs a low
+temperature. The search sees that. It takes 0.6 first with every seed, then 0.92 on average; at the end it is 0.68,
+since the scores of 0.6 and 1.0 are (nearly) equal on 16 problems by then and ties go to the lower one. (ReST-EM's last
+policy is 48 updates from the base, B-STaR's 120: part of that lead may be updates, not balance.)
+- The threshold does one thing: 0.2 is the lowest that no wrong answer passes, and the search finds it 24 times of 25.
+  Then n' = n, and with n* = 1 the balance score is pass@K. With n* = 2 (validation, one seed, other settings too) the
+  search was lured to high temperatures early, and B-STaR ended below online RFT (61 and 72 %).
+- Pass@K doesn't fall with a fixed setting, it rises with accuracy. What narrows at T = 1 is the variety of equations:
+  the share that repeats another one goes from 36 to 69 %. B-STaR narrows it more (60 to 79 %): many different equations
+  of the noisy base are wrong ones. So it explores more in terms of problems solved, and less in terms of diversity.
+- pass@K-2 after training counts texts: a solution that is written twice ("This solution is right. I will write it
+  again") passes for a second way, and arms that restart have more of those. The monitors leave them out. Trained on,
+  they take over: 72 % of the problems have two "ways" in place of 23, and greedy accuracy ends at 72 % in place of 84
+  (validation, T = 1, one seed, no warm-up).
 """
 
 from __future__ import annotations
@@ -264,20 +284,14 @@ def equal_samples(config: Config) -> int:
 
 
 def fixed(
-    run: Run,
-    config: Config,
-    temperature: float = 1.0,
-    threshold: float = 0.0,
-    process: bool = False,
-    restart: bool = False,
-    cap: int | None = None,
+    run: Run, config: Config, temperature: float = 1.0, process: bool = False, restart: bool = False, cap: int = 0
 ) -> None:
-    """The loop with one temperature and threshold throughout."""
+    """The loop with one temperature and tau = 0 throughout: with the answer alone, that keeps what is right."""
     base(run, config)
     for step in run.steps(config.iterations):
         pool = draw(run, run.next_problems(config.prompts), equal_samples(config), temperature, process)
-        monitor(run, config, pool, temperature, threshold)
-        improve(run, config, pool, threshold, step, restart, cap or config.per_problem)
+        monitor(run, config, pool, temperature, 0.0)
+        improve(run, config, pool, 0.0, step, restart, cap or config.per_problem)
 
 
 def choose(pools: dict[float, Pool], config: Config) -> tuple[float, float, dict[float, float]]:
@@ -334,7 +348,7 @@ def ends_above(arm: str, published: str = "") -> Claim:
 
 
 def over_online(name: str, text: str, metric: str, published: str = "") -> Claim:
-    return Claim(name, text, ("b_star", metric), ("online_rft", metric), published=published)
+    return Claim(name, f"{text} than online_rft", ("b_star", metric), ("online_rft", metric), published=published)
 
 
 def change(name: str, text: str, arm: str, metric: str, published: str) -> Claim:
@@ -356,9 +370,15 @@ PAPER = Paper(
         ends_above("online_rft", "+7.0 GSM8K, +4.6 MATH"),
         *map(ends_above, FIXED),
         ends_above("rest_em", "+7.5 GSM8K, +3.6 MATH"),
-        over_online("more_coverage", "While training, its samples solve more problems (pass@K)", "training pass@K"),
-        over_online("more_distinct", "... and hold more distinct right solutions", "training distinct right"),
-        over_online("more_ways", "At the end it solves more problems in two ways", "pass@K-2", "+4.5, +3.0 (P@32-4)"),
+        over_online("more_coverage", "While training it solves more problems", "training pass@K"),
+        over_online("more_distinct", "While training it finds more distinct solutions", "training distinct right"),
+        over_online("more_ways", "At the end it solves more in two ways", "pass@K-2", "+4.5, +3.0 (P@32-4)"),
+        Claim(
+            "more_variety",
+            "While training its samples repeat fewer equations than online_rft's",
+            ("online_rft", "training repeated equations"),
+            ("b_star", "training repeated equations"),
+        ),
         change("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
         change("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
         change(
@@ -377,7 +397,7 @@ PAPER = Paper(
         Panel("exploration: pass@K of the samples", ("pass@K",), arms=COURSE),
         Panel("exploration: distinct right solutions", ("distinct right",), arms=COURSE),
         Panel("exploitation: reward@K-K/2", ("reward@K-K/2",), arms=COURSE),
-        Panel("balance score", ("balance",), arms=COURSE),
+        Panel("exploration: repeated equations", ("repeated equations",), arms=COURSE),
         Panel("chosen setting", ("temperature", "threshold"), arms=("b_star",)),
     ),
 )
