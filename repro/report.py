@@ -190,11 +190,15 @@ def _pyplot() -> Any:
 
 
 def draw(paper: Paper, results: Sequence[dict], path: Path) -> None:
-    """The paper's figure, one panel beside the other: means over seeds with their range as a band or error bar."""
+    """The paper's figure, at most three panels a line: means over seeds with their range as a band or error bar."""
     plt = _pyplot()
     panels = paper.panels or tuple(Panel(name, (name,)) for name in paper.curves)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, panel in zip(axes.flat, panels, strict=False):
         by_arm = {
             arm: mine
             for arm in panel.arms or paper.all_arms
@@ -221,7 +225,8 @@ def _curve(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
             label = arm if len(panel.names) == 1 else f"{arm}, {name}"
             axis.plot(x.mean(0), y.mean(0), style, color=f"C{number}", label=label)
             axis.fill_between(x.mean(0), y.min(0), y.max(0), color=f"C{number}", alpha=0.15, linewidth=0)
-    axis.set_xlabel({"step": "step", "sampled_tokens": "sampled tokens"}.get(panel.x, panel.x))
+    axis.set_xlabel(panel.x.replace("_", " "))
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _bars(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
