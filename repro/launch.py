@@ -202,7 +202,8 @@ def plan(tasks: Sequence[Task], known: Sequence[dict], workers: int) -> tuple[li
     for slug in dict.fromkeys(task.paper.slug for task in tasks):
         mine = [task for task in tasks if task.paper.slug == slug]
         left = [task for task in mine if not task.finished()]
-        alike = [r for r in known if r["paper"] == slug and r["digest"] == mine[0].config.digest()]
+        settings = json.loads(json.dumps(asdict(mine[0].config)))
+        alike = [r for r in known if r["paper"] == slug and r["settings"].items() <= settings.items()]
         seconds = {arm: [r["seconds"] for r in alike if r["arm"] == arm] for arm in {t.arm for t in mine}}
         missing = sum(not seconds[task.arm] for task in left)
         cost = sum(sum(seconds[t.arm]) / len(seconds[t.arm]) for t in left if seconds[t.arm])
@@ -213,4 +214,4 @@ def plan(tasks: Sequence[Task], known: Sequence[dict], workers: int) -> tuple[li
         memory = f"{peak / 1e9:.1f}" if peak else "not measured"
         rows.append([slug, mine[0].config.preset, str(arms), str(seeds), f"{len(left)} of {len(mine)}", time_, memory])
     text = f"about {total / 60 / workers:.0f} minutes with {workers} side by side, as on the machine of the results"
-    return rows, text + (f"; {unknown} arms were never measured with these settings" if unknown else "")
+    return rows, text + (f", and {unknown} arms that were never measured with these settings" if unknown else "")

@@ -77,7 +77,7 @@ def test_the_plan_counts_what_is_left_and_what_it_costs(tasks):
     known = [
         {
             "paper": "made_up",
-            "digest": tasks[0].config.digest(),
+            "settings": {"model": "tiny", "eval_problems": 4},
             "arm": arm,
             "seconds": seconds,
             "phases": {"train": {"peak_memory_bytes": 2_500_000_000}},
@@ -88,7 +88,9 @@ def test_the_plan_counts_what_is_left_and_what_it_costs(tasks):
     assert row == ["made_up", "tiny", "3", "2", "3 of 4", "12", "2.5"]  # (900 + 300 + 300) s on two processes
     assert text.startswith("about 12 minutes with 2")
     (_, row), text = plan(tasks, known[:2], 2)
-    assert row[-2] == "not measured" and "2 arms were never measured" in text
+    assert row[-2] == "not measured" and "2 arms that were never measured" in text
+    other = [{**result, "settings": {"model": "tiny", "eval_problems": 5}} for result in known]
+    assert "3 arms that were never measured" in plan(tasks, other, 2)[1]
 
 
 def test_a_dry_run_runs_nothing(capsys, tmp_path):
