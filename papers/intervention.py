@@ -178,6 +178,7 @@ def interventions(run: Run, config: Config) -> dict:
     for e, group, right in zip(examples, completions, run.rewards(problems, completions), strict=True):
         e["suffix"] = group[int(right.argmax())].text if right.any() else None
     measured["location"] = sum(e["location"] for e in examples) / max(1, len(examples))
+    measured["kept"] = sum(e["suffix"] is not None for e in examples) / max(1, len(examples))
     return {"examples": examples, "measured": measured}
 
 
