@@ -9,7 +9,7 @@ of what follows. RL goes on from there with more prompts that have right rollout
 Reproduced. base; RL (GRPO) on a hard pool, the training problems that the base gets wrong in all samples; the same
 after SFT on their reference solutions (sft_reference_rl) and after InT (int, int_rl). Each trained arm may sample the
 same number of completions, pool and data included: what InT spends on its data it lacks in RL; int alone stops there.
-By name: SFT ablations (int_no_prefix, int_with_suffix, int_no_filter) and sft_terse_rl, references without their steps.
+By name, not measured yet: SFT ablations (int_no_prefix, int_with_suffix, int_no_filter); sft_terse_rl (last step only).
 
 How this differs from the paper.
 - Steps are lines, and the location and the new step are asked for in two turns that show the reference; the paper has
@@ -21,8 +21,17 @@ How this differs from the paper.
 Commands.
     repro run int                                  # tiny model, seed 0 (or: repro run intervention)
     repro run int --seeds 5                        # with intervals over seeds
-    repro run int --arms int_no_filter int_with_suffix
     repro run int --preset gpu                     # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
+
+Expected (tiny): 6 to 7 minutes a seed on one core, under 1.5 GB (results/intervention).
+
+What was found (3 seeds). Interventions work: on 71 never-solved problems the base goes on rightly in 15.8 % after its
+own intervention, in 0.9 % after its wrong step. After InT RL has far fewer prompts without signal (47 % against 67 %)
+and learns the pool faster: 30 % against 20 % at equal samples. On other problems the gain is small (all: +1.6 points
+[-0.5, +3.5]; never solved: +0.6 [-5, +6]), and on a validation run with 10 more RL steps it was gone (50.2 and 51.3 %).
+SFT on reference solutions does no harm here: they are in the base's own style, unlike the paper's (0.13 nats a token
+under the base; interventions, the surprising step alone, 0.55). Nearly all first errors are in step 1, so that the
+role of the prefix isn't tested.
 """
 
 from __future__ import annotations
@@ -178,6 +187,7 @@ def interventions(run: Run, config: Config) -> dict:
     for e, group, right in zip(examples, completions, run.rewards(problems, completions), strict=True):
         e["suffix"] = group[int(right.argmax())].text if right.any() else None
     measured["location"] = sum(e["location"] for e in examples) / max(1, len(examples))
+    measured["kept"] = sum(e["suffix"] is not None for e in examples) / max(1, len(examples))
     return {"examples": examples, "measured": measured}
 
 
@@ -326,13 +336,6 @@ PAPER = Paper(
             published="+14.1",
         ),
         Claim(
-            "int_rl_over_terse",
-            "InT + RL above SFT on terse reference solutions + RL on all",
-            ("int_rl", "accuracy"),
-            ("sft_terse_rl", "accuracy"),
-            published="+14.1",
-        ),
-        Claim(
             "signal",
             "RL has fewer prompts with only wrong rollouts after InT, mean over training",
             ("rl", "training all_wrong"),
@@ -346,7 +349,7 @@ PAPER = Paper(
     evaluate=evaluate_hard,
     curves=("reward", "entropy", "all_wrong"),
     panels=(
-        Panel("right continuations, never-solved problems", BEGINNINGS, "bars"),
+        Panel("right continuations", BEGINNINGS, "bars"),
         Panel("reward in RL", ("reward",), x="completions"),
         Panel("prompts with only wrong rollouts", ("all_wrong",), x="completions"),
     ),

@@ -182,16 +182,16 @@ def test_the_pool_is_what_no_sample_solves():
 SMALL = Config(
     prompts=4,
     samples=4,
-    train_problems=64,
-    eval_problems=16,
+    train_problems=24,
+    eval_problems=8,
     eval_samples=2,
     max_new_tokens=48,
     pool_problems=24,
     pool_samples=4,
     sft_steps=2,
     sft_batch=4,
-    completions=224,
-    hard_problems=24,
+    completions=192,
+    hard_problems=16,
     hard_samples=4,
 )
 
