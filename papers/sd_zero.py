@@ -31,8 +31,8 @@ Expected (tiny, two cores): about 10 minutes for one seed, under 1 GB a process 
 
 What was found, on two seeds so far (3 and 4; intervals are wide). SD-Zero: 78 %, RFT 77, GRPO and SRT 72, SDFT, whose
 teacher reads solutions, 79; only the lead over SRT is settled. SRT doubles the length (35 to 71 tokens); phase 2 undoes
-that (39) and goes from 61 to 78 %. Synchronising half-way gave 73 %. On validation, 24 updates at 2e-4, student-first KL
-from one SRT model took first attempts from 45 to 50 %, teacher-first KL to 38 %. An open flaw: behind a second phrase
+that (39) and goes from 61 to 78 %. Synchronising half-way gave 73 %. On validation, 24 updates at 2e-4 on student-first
+KL took first attempts of one SRT model from 45 to 50 %, teacher-first to 38 %. An open flaw: behind a second phrase
 SRT's reviser wants a blank line (p = 0.997), so that the first token of SRT's own doubled answers carries 6 to 9 nats
 that say nothing on the solution. The claims on the signal are therefore measured at the end of SD-Zero, whose answers
 are single. sd_fresh avoids doubled answers in phase 2; it isn't measured yet.
