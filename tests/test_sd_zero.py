@@ -164,7 +164,7 @@ def test_arms_train_on_equal_samples(arm, tmp_path):
     assert result["status"] == "ok"
     assert result["budget"]["completions"] == (0 if arm == "base" else 4 * 4 * 4)
     assert {"acc@t1", "acc@t2", "accuracy"} <= result["metrics"].keys()
-    teachers = {"sd_zero", "sd_zero_sync", "sd_only"}
+    teachers = {"sd_zero", "sd_zero_sync", "sd_only", "sd_fresh"}
     assert ("accuracy, teacher" in result["metrics"]) == (arm in teachers)
 
 
