@@ -27,9 +27,9 @@ Commands.
     repro run sd_zero --arms sd_zero --kl-weight 0.5   # the code's divergence
     repro run sd_zero --preset gpu                 # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 
-Expected (tiny, two cores): about 10 minutes for one seed, under 1 GB a process (results/sd_zero).
+Expected (tiny, two cores): about 10 minutes for one seed, under 1 GB a process.
 
-What was found, on two seeds so far (3 and 4; intervals are wide). SD-Zero: 78 %, RFT 77, GRPO and SRT 72, SDFT, whose
+What was found so far, on two seeds (3 and 4; not enough to publish). SD-Zero: 78 %, RFT 77, GRPO and SRT 72, SDFT, whose
 teacher reads solutions, 79; only the lead over SRT is settled. SRT doubles the length (35 to 71 tokens); phase 2 undoes
 that (39) and goes from 61 to 78 %. Synchronising half-way gave 73 %. On validation, 24 updates at 2e-4 on student-first
 KL took first attempts of one SRT model from 45 to 50 %, teacher-first to 38 %. An open flaw: behind a second phrase
@@ -51,8 +51,9 @@ from repro import Claim, Panel, Paper, Run, RunConfig, experiment, prompts, scri
 from repro.baselines import GRPO, nll, token_mean, train_grpo, train_rft
 from repro.experiment import Metrics, Rollouts
 from repro.logprobs import Divergence, mixed_kl, on_top_k
-from repro.tasks import extract_answer, load
+from repro.tasks import load
 from repro.training import Batch
+from repro.verify import extract_answer
 
 
 @dataclass(frozen=True)
