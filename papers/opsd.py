@@ -24,6 +24,22 @@ Commands.
     repro run opsd --seeds 5                         # with intervals over seeds
     repro run opsd --arms opsd --updates 200         # past the optimum
     repro run opsd --preset gpu                      # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
+
+Expected (tiny, two cores): 5 minutes for one seed and 25 for five, under 1.5 GB a process; base 38 %, GRPO 74 %, OPSD
+76 %, with reverse KL 79 %, SFT 77 %, without the clip 20 % (results/opsd).
+
+What was found. Where GRPO ends on validation problems after 223,000 sampled tokens (75.5 %), OPSD is after 43,000 and
+with reverse KL after 36,000: 5 to 6 times fewer, as the paper says (4 to 8). SFT on the same solutions does as well:
+here they are what the base would write without its habits, unlike another model's long solutions.
+- Without the clip forward KL collapses (38 to 20 %, entropy 0.05 to 0.26). The teacher's tokens show why: at the first
+  wrong step it wants the right one (1.4 nats a token on wrong answers); after it, where the reference no longer fits
+  what stands before, it goes on copying from it (0.9 nats): a wrong "18=" is to be followed by the 2 of the reference.
+  The student can't know that number and learns to spread its mass. In these tokens one entry holds all of the
+  divergence, and the clip takes its gradient away.
+- Reverse KL needs no clip: its gradient is weighted by the student's own probabilities, so that a token of which the
+  student is sure moves little. Here it is better than forward KL; in the paper it is worse.
+- Clip, forward KL, 60 updates, validation, seed 100: 0.05 44 % (150 updates), 0.3 49, 1.0 72, 2.0 70 (64 updates), none
+  10. Learning rate 1e-3 in place of 5e-4: OPSD 76 (1.0), SFT 81 (from 74). Reverse KL was left at the rate of the others.
 """
 
 from __future__ import annotations
