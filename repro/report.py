@@ -13,7 +13,20 @@ import numpy as np
 from repro.experiment import Claim, Panel, Paper, check_claim
 from repro.metrics import interval
 
-PERCENT = ("accuracy", "greedy", "pass@", "maj@", "acc@", "delta", "i_to_c", "c_to_i", "changed", "truncated")
+PERCENT = (
+    "accuracy",
+    "greedy",
+    "pass@",
+    "maj@",
+    "vote@",
+    "any@",
+    "acc@",
+    "delta",
+    "i_to_c",
+    "c_to_i",
+    "changed",
+    "truncated",
+)
 TOKENS = ("sampled_tokens", "trained_tokens")
 Group = tuple[str, str, str]  # paper, preset, digest of the settings
 
