@@ -25,9 +25,9 @@ import torch
 from repro import prompts as roles
 from repro.baselines import GRPO, grpo_loss
 from repro.config import RunConfig
-from repro.experiment import machine
 from repro.logprobs import pad
 from repro.policy import Policy
+from repro.record import machine
 from repro.sampling import Decoding, sample
 from repro.tasks import load
 from repro.training import Batch, Trainer

@@ -236,7 +236,7 @@ def list_papers(argv: Sequence[str]) -> int:
 
 def publish(argv: Sequence[str]) -> int:
     """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
-    from repro.experiment import dump
+    from repro.record import dump
     from repro.report import describe, draw, read_results
 
     parser = argparse.ArgumentParser(prog="repro publish")
