@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import pickle
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,8 +48,11 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict | None:
         file = folder / name
         if file.exists():
             try:
+                with zipfile.ZipFile(file) as archive:  # torch.load doesn't compare the checksums
+                    if damaged := archive.testzip():
+                        raise zipfile.BadZipFile(damaged)
                 return torch.load(file, weights_only=True)
-            except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError):
+            except Exception:  # damaged bytes can raise anything
                 warn(f"{file} is damaged; going on from {'the one before' if name == CHECKPOINT else 'the beginning'}")
     return None
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,15 @@ from conftest import ROOT
 
 from papers.nft import PAPER, Config
 from repro.experiment import run_arm, run_folder
-from repro.storage import BEFORE, CHECKPOINT, RunFolderInUse, only_process, save_checkpoint, write_atomically
+from repro.storage import (
+    BEFORE,
+    CHECKPOINT,
+    RunFolderInUse,
+    load_checkpoint,
+    only_process,
+    save_checkpoint,
+    write_atomically,
+)
 
 CONFIG = Config(iterations=3, prompts=4, samples=4, train_problems=64, eval_problems=4, eval_samples=2)
 CONFIG = replace(CONFIG, max_new_tokens=48)
@@ -38,11 +47,13 @@ def same(one: dict, other: dict) -> bool:
     return all(one[key] == other[key] for key in ("history", "per_problem", "budget", "metrics"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "noise"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "noise", "flipped bit"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, capfd, damage):
     folder = interrupted(tmp_path)
     data = (folder / CHECKPOINT).read_bytes()
-    made = {"cut": data[: len(data) // 2], "empty": b"", "noise": os.urandom(2000)}[damage]
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    made = {"cut": data[:middle], "empty": b"", "noise": os.urandom(2000), "flipped bit": flipped}[damage]
     (folder / CHECKPOINT).write_bytes(made)
     assert torch.load(folder / BEFORE, weights_only=True)["step"] == 2
     resumed = run_arm(PAPER, CONFIG, "nft", 0, str(tmp_path))
@@ -96,3 +107,11 @@ def test_a_second_process_on_a_run_folder_says_so(tmp_path):
         run_arm(PAPER, CONFIG, "nft", 0, str(tmp_path))
     with only_process(folder):  # it was let go
         pass
+
+
+def test_no_bytes_make_reading_a_checkpoint_fail(tmp_path):
+    warnings = []
+    for seed in range(200):
+        (tmp_path / CHECKPOINT).write_bytes(random.Random(seed).randbytes(2000))
+        assert load_checkpoint(tmp_path, warnings.append) is None
+    assert len(warnings) == 200
