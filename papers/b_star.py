@@ -242,10 +242,8 @@ def warm_up(run: Run, config: Config) -> None:
     rng = torch.Generator().manual_seed(run.seed)  # the arms' own generators stay as they are
     generator = torch.Generator(run.policy.device).manual_seed(run.seed)
     problems = load(config.task, "train", config.warmup_problems, 1_000 + run.seed, config.data)
-    spent = dict(run.budget)
-    sampled = run.sample([prompts.solve(p) for p in problems], 1, 1.0, generator=generator)
-    run.budget.clear()
-    run.budget.update(spent)
+    with run.off_budget():
+        sampled = run.sample([prompts.solve(p) for p in problems], 1, 1.0, generator=generator)
     solutions = []
     for completion in (c for group in sampled for c in group if complete(c)):
         for _ in range(4):

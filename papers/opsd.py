@@ -52,7 +52,7 @@ from typing import Literal
 import torch
 
 from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import GRPO, train_grpo, train_sft
+from repro.baselines import GRPO, token_weights, train_grpo, train_sft
 from repro.logprobs import Divergence, forward_kl, jensen_shannon, on_top_k, reverse_kl
 from repro.training import Batch
 
@@ -100,12 +100,9 @@ def divergence_of(config: Config) -> Divergence:
     return partial(on_top_k, divergence=divergence, k=config.top_k) if config.top_k else divergence
 
 
-def token_weights(lengths: list[int], norm: Norm) -> torch.Tensor:
+def norm_weights(lengths: list[int], norm: Norm) -> torch.Tensor:
     """Weights [tokens] that make the sum over tokens a mean over tokens, or over sequences of token means."""
-    length = torch.tensor(lengths)
-    if norm == "token":
-        return torch.full((int(length.sum()),), 1.0 / max(1, int(length.sum())))
-    return (1.0 / (len(lengths) * length)).repeat_interleave(length)
+    return token_weights(lengths, "dapo" if norm == "token" else "grpo", limit=1)  # the limit is dr_grpo's alone
 
 
 def sampled_token_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
@@ -131,7 +128,7 @@ def opsd(run: Run, config: Config) -> None:
         batch = run.rollout(problems, 1).batch()  # the end token is kept, and so are truncated rollouts
         batch.contexts = [run.policy.encode(prompts.solve_with_reference(p)) for p in problems]
         batch.teacher = None  # the initial policy: the adapter off
-        batch.fields["weight"] = token_weights(batch.lengths, config.norm)
+        batch.fields["weight"] = norm_weights(batch.lengths, config.norm)
         run.log(gap=run.values(batch, forward_kl).mean())
         if config.divergence == "sampled":
             on_sampled_tokens(run, batch)

@@ -227,26 +227,33 @@ class Run:
         """
         file = self.folder.parent / f"{name}.json"
         if not file.exists():
-            before = dict(self.budget)
-            content = make(self, *arguments)
-            spent = {k: self.budget[k] - before.get(k, 0.0) for k in ("completions", "sampled_tokens")}
-            self.budget = defaultdict(float, before)
+            with self.off_budget() as spent:
+                content = make(self, *arguments)
             write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
         stored = json.loads(file.read_text())
         for k, v in stored["spent"].items():
             self.budget[k] += v
         return stored["content"]
 
+    @contextmanager
+    def off_budget(self) -> Iterator[dict[str, float]]:
+        """What the block samples isn't charged to the arm; the dictionary holds it when the block is over."""
+        before, spent = dict(self.budget), {}
+        yield spent
+        spent.update({k: self.budget[k] - before.get(k, 0.0) for k in ("completions", "sampled_tokens")})
+        self.budget = defaultdict(float, before)
+
     def monitor(self, problems: int = 128, samples: int = 2) -> float:
         """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
         held_out = load(self.config.task, "validation", problems, 0, self.config.data)
         generator = torch.Generator(self.policy.device).manual_seed(1_000 * self.seed + self.step)
-        budget, phases, recorder = dict(self.budget), self.phases, self.recorder
+        phases, recorder = self.phases, self.recorder
         self.phases, self.recorder = {}, None
-        completions = self.sample([prompts.solve(p) for p in held_out], samples, generator=generator)
-        accuracy = self.rewards(held_out, completions).mean().item()
+        with self.off_budget():
+            completions = self.sample([prompts.solve(p) for p in held_out], samples, generator=generator)
+            accuracy = self.rewards(held_out, completions).mean().item()
         seconds = sum(entry["seconds"] for entry in self.phases.values())
-        self.budget, self.phases, self.recorder = defaultdict(float, budget), phases, recorder
+        self.phases, self.recorder = phases, recorder
         entry = self.phases.setdefault("monitor", {"seconds": 0.0, "peak_memory_bytes": 0})
         entry["seconds"] += seconds
         self.log(validation=accuracy)
