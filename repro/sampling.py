@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, DynamicCache
 
+from repro.cache import RoomyLayer, SharedPrefixLayer, Slots, attention_of_cache, sees_all, shares_prefix
 from repro.logprobs import lm_head, pad
+
+KEEP = 0.9  # rows that are over leave when so few are left
 
 
 @dataclass(frozen=True)
@@ -36,46 +40,6 @@ class Decoding:
     max_new_tokens: int = 256
 
 
-class _Layer(CacheLayerMixin):
-    """Keys and values of one layer in buffers made once: appending to a growing cache costs most of a decoding step."""
-
-    is_sliding = False
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, rows: torch.Tensor, room: int):
-        super().__init__()
-        self.length = keys.shape[2]
-        self.keys, self.values = (self._roomy(t, rows, room) for t in (keys, values))
-        self.is_initialized = True
-
-    @staticmethod
-    def _roomy(prefix: torch.Tensor, rows: torch.Tensor, room: int) -> torch.Tensor:
-        buffer = prefix.new_empty(len(rows), prefix.shape[1], prefix.shape[2] + room, prefix.shape[3])
-        buffer[:, :, : prefix.shape[2]] = prefix[rows]
-        return buffer
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the buffers exist from the start."""
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_max_length(self) -> int:
-        return self.keys.shape[2]
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.keys, self.values = self.keys[rows], self.values[rows]
-
-
 def choose(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """One token per row and its log-prob. logits [rows, vocabulary] are already divided by the temperature."""
     logp = logits.log_softmax(-1)
@@ -89,8 +53,19 @@ def choose(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator)
             ordered, index = probs.sort(-1, descending=True)
             ordered[ordered.cumsum(-1) - ordered > decoding.top_p * ordered.sum(-1, keepdim=True)] = 0.0
             probs = torch.zeros_like(probs).scatter(-1, index, ordered)
-        token = torch.multinomial(probs, 1, generator=generator)[:, 0]
+        token = _draw(probs, generator)
     return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def _draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """One index per row of unnormalised probabilities [rows, vocabulary], where they are above 0.
+
+    One random number per row: ``torch.multinomial`` draws one per entry, a twentieth of a step on a CPU.
+    """
+    cumulative = probs.cumsum(-1)
+    fraction = torch.rand(len(probs), 1, generator=generator, device=probs.device) * (1 - 2**-23)
+    found = torch.searchsorted(cumulative, fraction * cumulative[:, -1:], right=True)[:, 0]
+    return found.clamp(max=probs.shape[-1] - 1)  # NaN is found behind the last
 
 
 @torch.inference_mode()
@@ -103,45 +78,62 @@ def _decode(
     pad_id: int,
     generator: torch.Generator,
 ) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probs of ``samples`` completions of each prompt, in prompt order."""
+    """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
     head = lm_head(model, decoding.temperature or 1.0)
     decoder = model.get_decoder()
     ids, mask = pad(prompts, pad_id, generator.device)
-    out = decoder(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
-    logits = head(out.last_hidden_state[:, -1])
-    origin = torch.arange(len(prompts), device=ids.device).repeat_interleave(samples)
-    layers = [_Layer(layer.keys, layer.values, origin, decoding.max_new_tokens) for layer in out.past_key_values.layers]
+    out = decoder(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=DynamicCache(),  # whole, also where a window slides
+        use_cache=True,
+    )
+    hidden, seen = out.last_hidden_state[:, -1].repeat_interleave(samples, 0), mask.sum(1).repeat_interleave(samples)
+    alive = torch.arange(len(seen), device=ids.device)
+    shared, room = shares_prefix(model), decoding.max_new_tokens
+    if shared:
+        bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, -torch.inf)[:, None, None, :]
+        slots = Slots(samples, bias, alive)
+        layers = [SharedPrefixLayer(layer.keys, layer.values, slots, room) for layer in out.past_key_values.layers]
+    else:
+        layers = [RoomyLayer(layer.keys, layer.values, samples, room) for layer in out.past_key_values.layers]
     cache = Cache(layers=layers)
-    logits, seen = logits[origin], mask.sum(1)[origin]
-    room = torch.ones(len(origin), decoding.max_new_tokens, dtype=torch.bool, device=ids.device)
-    mask = torch.cat([mask[origin], room], dim=1)
-    full = set(getattr(model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    mask = torch.cat([mask.repeat_interleave(samples, 0), mask.new_ones(len(alive), room)], dim=1)
+    ready = sees_all(model) and model.config._attn_implementation == "sdpa"  # others want masks of other forms
 
-    alive = torch.arange(len(origin), device=ids.device)
-    tokens = torch.full((len(origin), decoding.max_new_tokens), pad_id, device=ids.device)
-    logps = torch.zeros(len(origin), decoding.max_new_tokens, device=ids.device)
-    lengths = torch.full((len(origin),), decoding.max_new_tokens, device=ids.device)
-    for t in range(decoding.max_new_tokens):
-        token, logp = choose(logits, decoding, generator)
-        tokens[alive, t], logps[alive, t] = token, logp.float()
-        going = ~torch.isin(token, stop)
-        if not going.all():
-            lengths[alive[~going]] = t + 1
+    tokens = torch.full((len(alive), room), pad_id, device=ids.device)
+    logps = torch.zeros(len(alive), room, device=ids.device)
+    lengths = torch.full((len(alive),), room, device=ids.device)
+    going = torch.ones_like(alive, dtype=torch.bool)
+    for t in range(room):
+        token, logp = choose(head(hidden), decoding, generator)
+        tokens[alive, t], logps[alive, t] = token, logp.float()  # of rows that are over nothing is read later
+        ends = going & torch.isin(token, stop)
+        lengths[alive[ends]] = t + 1
+        going &= ~ends
+        left = int(going.sum())
+        if left == 0 or t + 1 == room:
+            break
+        if left <= KEEP * len(going):  # not at each end: the whole cache is copied
             rows = going.nonzero()[:, 0]
-            alive, token, seen, mask = alive[rows], token[rows], seen[rows], mask[rows]
+            alive, token, seen, mask, going = alive[rows], token[rows], seen[rows], mask[rows], going[rows]
             for layer in layers:
                 layer.keep(rows)
-        if len(alive) == 0 or t + 1 == decoding.max_new_tokens:
-            break
+            if shared:
+                slots.rows = alive
         visible = mask[:, : layers[0].length + 1]
-        hidden = decoder(
-            input_ids=token[:, None],
-            attention_mask=visible[:, None, None, :] if full else visible,
-            position_ids=seen[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        logits, seen = head(hidden[:, -1]), seen + 1
+        with attention_of_cache(model) if shared else nullcontext():
+            out = decoder(
+                input_ids=token[:, None],
+                attention_mask=visible[:, None, None, :] if shared or ready else visible,
+                position_ids=seen[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+        hidden, seen = out.last_hidden_state[:, -1], seen + 1
+    if logps.isnan().any():
+        raise ValueError("the model's logits are not numbers")
     pairs = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
     return [(row[:n], logp[:n]) for row, logp, n in pairs]
 

@@ -1,0 +1,172 @@
+"""The sampler against the model: distribution, log-probs, rows that leave, and attention over shared prompts."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import perturb
+from scipy.stats import chisquare
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from repro.cache import shares_prefix
+from repro.config import RunConfig
+from repro.logprobs import completion_values
+from repro.policy import Policy
+from repro.sampling import Decoding, choose, sample
+
+
+def test_samples_at_temperature_one_follow_the_models_own_softmax(tiny):
+    """Chi-squared over the first two tokens of 20,000 completions, against exact probabilities."""
+    prompt = tiny.encode([{"role": "user", "content": "Compute 3-4+5."}])
+    model = tiny.sampler()
+    size = 20_000
+    generator = torch.Generator().manual_seed(0)
+    rows = sample(
+        model, tiny.tokenizer, [prompt], size, Decoding(max_new_tokens=2), tiny.stop_ids, generator, rows=size
+    )
+    with torch.inference_mode():
+        first = model(input_ids=torch.tensor([prompt])).logits[0, -1].double().softmax(-1)
+        second = (
+            model(input_ids=torch.tensor([[*prompt, t] for t in range(len(first))])).logits[:, -1].double().softmax(-1)
+        )
+    joint = (first[:, None] * second).flatten()
+    stops = torch.tensor(tiny.stop_ids)
+    counts = torch.zeros_like(joint)
+    for completion in rows[0]:
+        a, b = (*completion.ids, 0)[:2]
+        if a in tiny.stop_ids:
+            continue
+        counts[a * len(first) + b] += 1
+    joint.view(len(first), -1)[stops] = 0
+    common = joint * size >= 5
+    observed = torch.cat([counts[common], (size - counts[common].sum()).reshape(1)])
+    expected = torch.cat([joint[common], (1 - joint[common].sum()).reshape(1)]) * size
+    keep = expected > 0
+    assert keep.sum() > 5
+    assert chisquare(observed[keep], expected[keep] * observed[keep].sum() / expected[keep].sum()).pvalue > 0.001
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sampled_log_probs_equal_recomputed_ones(dtype):
+    """The sampler's against one forward pass of its model, and against the policy with its adapter apart.
+
+    bfloat16 has 8 bits: single tokens differ by rounding, since decoding adds up in another order than one pass; what
+    must not differ is the mean over many tokens.
+    """
+    policy = Policy(RunConfig(dtype=dtype))
+    perturb(policy)
+    prompts = [policy.encode([{"role": "user", "content": text}]) for text in ("Compute 3-4+5.", "Solve 3*x+2=11.")]
+    args = (Decoding(max_new_tokens=32), policy.stop_ids, torch.Generator().manual_seed(0))
+    every = [c for group in sample(policy.sampler(), policy.tokenizer, prompts, 64, *args) for c in group]
+    sampled = torch.tensor([logp for c in every for logp in c.logprobs])
+    for model in (policy.sampler(), policy.model.get_base_model()):
+        with torch.no_grad():
+            recomputed = completion_values(model, [(c.prompt, c.ids) for c in every])
+        if dtype == "float32":
+            assert torch.allclose(sampled, recomputed, atol=1e-5, rtol=1e-5)
+        else:
+            assert abs((sampled - recomputed).mean()) < 1e-3
+
+
+def test_finished_rows_leave_and_prompts_of_any_length_mix(tiny):
+    """Greedy completions of a mixed batch equal those of each prompt alone."""
+    texts = ["Compute 3-4+5.", "Solve 3*x+2=11.", "Compute 1/2+1/3.", "Compute (2+3)*4-(5-1)."]
+    prompts = [tiny.encode([{"role": "user", "content": t}]) for t in texts]
+    greedy = Decoding(temperature=0.0, max_new_tokens=48)
+    args = (tiny.stop_ids, torch.Generator())
+    together = sample(tiny.sampler(), tiny.tokenizer, prompts, 2, greedy, *args)
+    for prompt, pair in zip(prompts, together, strict=True):
+        alone = sample(tiny.sampler(), tiny.tokenizer, [prompt], 1, greedy, *args)[0][0]
+        assert pair[0].ids == pair[1].ids == alone.ids
+        assert pair[0].truncated == (alone.ids[-1] not in tiny.stop_ids)
+
+
+def test_same_generator_state_same_completions(tiny):
+    prompt = tiny.encode([{"role": "user", "content": "Compute 3-4+5."}])
+    runs = [
+        sample(tiny.sampler(), tiny.tokenizer, [prompt], 8, Decoding(), tiny.stop_ids, torch.Generator().manual_seed(3))
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+
+
+def test_top_k_and_top_p_cut_the_tail():
+    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
+    generator = torch.Generator().manual_seed(0)
+    token, logp = choose(logits, Decoding(top_k=2), generator)
+    assert set(token.tolist()) == {0, 1}
+    assert torch.allclose(logp, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0])
+    # softmax is 0.64, 0.23, 0.09, 0.03, 0.01: the smallest set that reaches 0.8 has two tokens
+    token, _ = choose(logits, Decoding(top_p=0.8), generator)
+    assert set(token.tolist()) == {0, 1}
+
+
+def test_nothing_without_probability_is_drawn():
+    logits = torch.full((20_000, 4), -torch.inf)
+    logits[:, 1], logits[:, 2] = 0.0, torch.tensor(3.0).log()
+    token, _ = choose(logits, Decoding(), torch.Generator().manual_seed(0))
+    counts = torch.bincount(token, minlength=4)
+    assert counts[0] == counts[3] == 0
+    assert chisquare(counts[1:3], [5_000, 15_000]).pvalue > 0.001
+
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+}
+TOKENIZER = SimpleNamespace(pad_token_id=0, batch_decode=lambda rows: [" ".join(map(str, row)) for row in rows])
+
+
+def model_of(kind: str, **changes):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SHAPE | changes))
+    return model.float().eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "shared"),
+    [
+        ("llama", {}, True),
+        ("qwen2", {"num_key_value_heads": 6}, True),
+        ("qwen3", {"num_key_value_heads": 1}, True),
+        ("mistral", {"sliding_window": None}, True),
+        ("mistral", {"sliding_window": 4}, False),
+        ("gemma2", {"layer_types": ["full_attention"] * 2, "attn_logit_softcapping": 2.0}, False),
+    ],
+)
+def test_log_probs_of_every_architecture_are_those_of_one_pass(kind, changes, shared):
+    """With padding, grouped heads, rows that end at different tokens, and sliding windows."""
+    model = model_of(kind, **changes)
+    assert shares_prefix(model) == shared
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
+    stop, generator = [1, 2, 3, 4], torch.Generator().manual_seed(0)
+    groups = sample(model, TOKENIZER, prompts, 5, Decoding(max_new_tokens=12), stop, generator)
+    every = [c for group in groups for c in group]
+    assert len({len(c.ids) for c in every}) > 5 and any(c.truncated for c in every)
+    recomputed = completion_values(model, [(c.prompt, c.ids) for c in every])
+    sampled = torch.tensor([logp for c in every for logp in c.logprobs])
+    assert (sampled - recomputed).abs().max() < 1e-5
+    assert [len(group) for group in groups] == [5] * 4
+    assert all(c.prompt == tuple(p) for p, group in zip(prompts, groups, strict=True) for c in group)
+
+
+def test_attention_of_the_model_is_as_before_after_sampling():
+    model = model_of("llama")
+    before = model.config._attn_implementation
+    sample(model, TOKENIZER, [[5, 6]], 2, Decoding(max_new_tokens=3), [1], torch.Generator())
+    assert model.config._attn_implementation == before
+
+
+def test_logits_that_are_not_numbers_are_an_error():
+    model = model_of("llama")
+    model.get_output_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="not numbers"):
+        sample(model, TOKENIZER, [[5, 6]], 2, Decoding(max_new_tokens=3), [1], torch.Generator())
