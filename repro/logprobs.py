@@ -1,7 +1,7 @@
 """Per-token quantities over a large vocabulary, in chunks: log-probs, entropies, divergences between two policies.
 
 The logits of 8,192 tokens at a vocabulary of 152 k take 15-20 GB if they are made at once. Here only the hidden states
-of the wanted tokens pass the head, some at a time, and their logits are made again in the backward pass.
+of the wanted tokens pass the head, some at a time, and their gradient is made while their logits are there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
@@ -112,6 +112,31 @@ def top_k_reverse_kl(
 # --- in chunks --------------------------------------------------------------------------------------------------------
 
 
+class _WithSlope(torch.autograd.Function):
+    """Values of tokens whose slopes by their own hidden state are worked out at once, so that no logits are kept.
+
+    A token's value depends on no other token's hidden state: the gradient of the sum holds every slope.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: torch.Tensor, targets: torch.Tensor, run: TokenFunction) -> torch.Tensor:
+        with torch.enable_grad():
+            leaf = hidden.detach().requires_grad_()
+            values = run(leaf, targets)
+            columns = values.unsqueeze(-1) if values.dim() == 1 else values
+            sums = columns.sum(0).unbind()
+            slopes = [torch.autograd.grad(s, leaf, retain_graph=s is not sums[-1])[0] for s in sums]
+        ctx.save_for_backward(torch.stack(slopes, -1))  # [tokens, width, values of a token]
+        return values.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        grad = grad.unsqueeze(-1) if grad.dim() == 1 else grad
+        return (slopes * grad[:, None].to(slopes.dtype)).sum(-1), None, None
+
+
 def per_token(
     hidden: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
@@ -121,8 +146,8 @@ def per_token(
 ) -> torch.Tensor:
     """``function(logits, targets)`` for all tokens, never holding more than ``chunk`` rows of logits.
 
-    hidden [tokens, width], targets [tokens, ...]; head maps hidden states to float32 logits. Where gradients are wanted
-    the logits of a chunk are made again in the backward pass.
+    hidden [tokens, width], targets [tokens, ...] -> [tokens] or [tokens, k]; head maps hidden states to float32 logits.
+    The gradient goes to the hidden states alone: the head is frozen.
     """
 
     def run(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -130,15 +155,20 @@ def per_token(
 
     grad = torch.is_grad_enabled() and hidden.requires_grad
     pieces = [
-        checkpoint(run, h, t, use_reentrant=False) if grad else run(h, t)
+        _WithSlope.apply(h, t, run) if grad else run(h, t)
         for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(pieces)
 
 
 def lm_head(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Hidden states to logits / temperature in float32 (float64 stays), soft-capped where the model is."""
+    """Hidden states to logits / temperature in float32 (float64 stays), soft-capped where the model is.
+
+    Raises ValueError for a head that would be trained: it would get no gradient (see ``per_token``).
+    """
     head: nn.Module = model.get_output_embeddings()
+    if torch.is_grad_enabled() and any(p.requires_grad for p in head.parameters()):
+        raise ValueError("the output head must be frozen: chunked values give it no gradient")
     cap = getattr(model.config, "final_logit_softcapping", None)
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:

@@ -39,7 +39,9 @@ def random_model(vocabulary: int = 50, dtype: torch.dtype = torch.float64, seed:
         eos_token_id=1,
         pad_token_id=0,
     )
-    return Qwen2ForCausalLM(config).to(dtype).eval()
+    model = Qwen2ForCausalLM(config).to(dtype).eval()
+    model.lm_head.requires_grad_(False)  # as in every policy
+    return model
 
 
 @pytest.fixture
