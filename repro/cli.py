@@ -116,7 +116,9 @@ def run_all(argv: Sequence[str]) -> int:
     from repro.config import Launch, RunConfig
     from repro.experiment import preflight
     from repro.launch import default_workers, plan, run_tasks
+    from repro.page import page
     from repro.report import budget_rows, describe, markdown, read_results
+    from repro.storage import write_atomically
 
     parser = argparse.ArgumentParser(prog="repro all")
     parser.add_argument("papers", nargs="*", metavar="PAPER", help="only these papers")
@@ -148,7 +150,11 @@ def run_all(argv: Sequence[str]) -> int:
     made = [(paper, mine) for paper, mine in made if mine]
     for paper, mine in made:
         print("\n" + describe(paper, mine))
-    print("\n" + markdown(budget_rows(made)))
+    if made:
+        print("\n" + markdown(budget_rows(made)))
+        file = Path(args.out) / "report.html"
+        write_atomically(file, lambda out: out.write(page(made, Path(args.out)).encode()))
+        print(f"\nall of this as one page: {file}")
     failed = [t.name for t, r in zip(tasks, results, strict=True) if r is None or r["status"] != "ok"]
     if failed:
         print(f"repro: failed: {', '.join(failed)}", file=sys.stderr)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from repro.experiment import Paper
-from repro.report import arm_rows, budget_rows, claim_rows, claims, draw_pareto, headline
+from repro.report import arm_rows, budget_rows, claim_rows, claims, draw, draw_pareto, headline
+from repro.samples import FILE, read
 
 Results = Sequence[tuple[Paper, list[dict]]]
 
@@ -25,8 +27,8 @@ th:first-child, td:first-child { text-align: left; } .text td, .text th { text-a
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
 .holds, .fails, .undecided { border-radius: 1rem; padding: .1rem .6rem; font-weight: 600; white-space: nowrap; }
 .holds { background: #1a7f3733; } .fails { background: #cf222e33; } .undecided { background: var(--soft); }
-nav a { margin-right: 1rem; } .note { opacity: .8; font-size: .9rem; }
-pre { overflow-x: auto; background: var(--soft); padding: 1rem; }
+nav a { margin-right: 1rem; white-space: nowrap; } .note { opacity: .8; font-size: .9rem; }
+pre { overflow-x: auto; background: var(--soft); padding: 1rem; white-space: pre-wrap; }
 """
 
 SCRIPT = """
@@ -59,9 +61,26 @@ def _cell(text: str) -> str:
     return f'<span class="{shown}">{shown}</span>' if text in ("holds", "fails", "undecided") else shown
 
 
-def image(png: bytes, text: str) -> str:
-    """A PNG inside the page."""
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+def figure(write: Callable[[io.BytesIO], None], text: str) -> str:
+    """A PNG that ``write`` draws, inside the page."""
+    buffer = io.BytesIO()
+    write(buffer)
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
+def transcripts(paper: Paper, results: Sequence[dict], folder: Path) -> str:
+    """Of each arm's first run whose rollouts are below ``folder``: the last right and the last wrong one."""
+    parts = []
+    for arm in paper.all_arms:
+        runs = [folder / paper.slug / f"{r['preset']}-{r['digest']}" / f"{arm}-seed{r['seed']}" / FILE for r in results]
+        rows = next((read(file) for file in runs if file.is_file()), [])
+        for right in (True, False):
+            row = next((row for row in reversed(rows) if (row["reward"] > 0) == right), None)
+            if row:
+                head = f"{arm}, step {row['step']}, {'right' if right else 'wrong'} (the answer is {row['reference']})"
+                text = f"{row['prompt']}\n>>> {''.join(row['tokens'])}"
+                parts.append(f"<h4>{html.escape(head)}</h4><pre>{html.escape(text)}</pre>")
+    return f"<details><summary>Transcripts</summary>{''.join(parts)}</details>" if parts else ""
 
 
 def settings(results: Sequence[dict]) -> str:
@@ -91,19 +110,17 @@ def section(paper: Paper, results: list[dict], folder: Path) -> str:
             "not to be compared as numbers.</p>"
         )
     if checked := claims(paper, results):
-        parts.append(table(claim_rows(checked), "text"))
-    figure = folder / paper.slug / f"{preset}.png"
-    if figure.is_file():
-        parts.append(image(figure.read_bytes(), f"Training curves of {paper.slug}"))
+        rows = [[row[0], row[4], *row[1:4]] for row in claim_rows(checked)]  # the verdict where a phone shows it
+        parts.append(table(rows, "text"))
+    parts.append(figure(partial(draw, paper, results), f"Figure of {paper.slug}"))
+    parts.append(transcripts(paper, results, folder))
     parts.append(settings(results))
     return "\n".join(parts)
 
 
 def page(groups: Results, folder: Path) -> str:
-    """The whole page. ``folder`` holds the papers' figures (``PAPER/PRESET.png``)."""
+    """The whole page. ``folder`` is where runs with their rollouts may lie (``--out``)."""
     links = "".join(f'<a href="#{p.slug}-{r[0]["preset"]}">{p.slug} ({r[0]["preset"]})</a>' for p, r in groups)
-    buffer = io.BytesIO()
-    draw_pareto(groups, buffer)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Papers on self-improving language models, run and measured</title><style>{STYLE}</style></head><body>
@@ -113,7 +130,7 @@ def page(groups: Results, folder: Path) -> str:
 <p>Gain is the accuracy above the base model of the same paper, seeds and test problems, in points; ± is half the width
 of a 95 % interval. Completions, tokens and minutes are means over seeds. A click on a column's head sorts.</p>
 {table(budget_rows(groups))}
-{image(buffer.getvalue(), "Accuracy gained against sampled tokens")}
+{figure(partial(draw_pareto, groups), "Accuracy gained against sampled tokens")}
 {"".join(section(paper, results, folder) for paper, results in groups)}
 <script>{SCRIPT}</script></body></html>
 """

@@ -138,25 +138,42 @@ def _gain(results: Sequence[dict], arm: str, metric: str) -> str:
 
 
 def draw_pareto(groups: Sequence[tuple[Paper, list[dict]]], target: Any) -> None:
-    """Accuracy gained over the base against sampled tokens, one point per trained arm, to a path or binary file."""
+    """Accuracy gained over the base against sampled tokens, a panel per paper, a point per arm; to a path or file.
+
+    The line joins the arms that no other arm of the paper beats with as few tokens. Papers have bases and test
+    problems of their own, so that points of two panels aren't to be compared.
+    """
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(7, 4.5))
-    for number, (paper, results) in enumerate(groups):
-        for arm in paper.all_arms:
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), squeeze=False)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    for axis, (paper, results) in zip(axes.flat, groups, strict=False):
+        points = []
+        for number, arm in enumerate(paper.all_arms):
             mine = [r for r in results if r["arm"] == arm and r["status"] == "ok"]
             found = gain(results, arm) if mine and arm != "base" else None
             if found is None:
                 continue
-            x, y = np.mean([r["budget"]["sampled_tokens"] for r in mine]), 100 * found["difference"]
+            x, y = np.mean([r["budget"].get("sampled_tokens", 0) for r in mine]) / 1000, 100 * found["difference"]
             low, high = found["interval"] or (found["difference"],) * 2
-            axis.errorbar(x, y, [[y - 100 * low], [100 * high - y]], fmt="o", color=f"C{number}", ms=4, lw=1)
-            axis.annotate(f"{paper.slug}/{arm}", (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
-    axis.axhline(0, color="0.7", lw=0.8)
-    axis.set_xlabel("sampled tokens")
-    axis.set_ylabel("accuracy gained (points)")
-    axis.spines[["top", "right"]].set_visible(False)
+            bar = [[y - 100 * low], [100 * high - y]]
+            axis.errorbar(x, y, bar, fmt="o", color=f"C{number % 10}", ms=5, lw=1.2, label=arm)
+            points.append((x, y))
+        best = [(x, y) for x, y in points if not any(u <= x and v > y for u, v in points)]
+        if best:
+            axis.plot(*zip(*sorted(best), strict=True), color="0.6", lw=0.8, zorder=0)
+        axis.axhline(0, color="0.8", lw=0.8, zorder=0)
+        if points:  # from 0, so that arms with nearly as many tokens stand together
+            axis.set_xlim(-0.05 * max(x for x, _ in points) - 1, 1.1 * max(x for x, _ in points) + 1)
+        axis.set_title(paper.slug, fontsize=10)
+        axis.set_xlabel("thousand sampled tokens")
+        axis.set_ylabel("accuracy gained (points)")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    figure.savefig(target, dpi=130, format="png", metadata={"Software": None})
+    figure.savefig(target, dpi=110, format="png", metadata={"Software": None})
     plt.close(figure)
 
 
@@ -202,8 +219,8 @@ def _pyplot() -> Any:
     return plt
 
 
-def draw(paper: Paper, results: Sequence[dict], path: Path) -> None:
-    """The paper's figure, at most three panels a line: means over seeds with their range as a band or error bar."""
+def draw(paper: Paper, results: Sequence[dict], target: Any) -> None:
+    """The paper's figure to a path or file, three panels a line: means over seeds, with their range around them."""
     plt = _pyplot()
     panels = paper.panels or tuple(Panel(name, (name,)) for name in paper.curves)
     columns = min(3, len(panels))
@@ -222,7 +239,7 @@ def draw(paper: Paper, results: Sequence[dict], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(target, dpi=110, format="png", metadata={"Software": None})
     plt.close(figure)
 
 

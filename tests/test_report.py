@@ -80,8 +80,6 @@ class Reader(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "tiny.png").write_bytes(b"\x89PNG")
     text = page([(PAPER, RESULTS)], tmp_path)
     reader = Reader(text)
     assert reader.open == []
@@ -91,6 +89,19 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     assert sum(link.startswith("data:") for link in reader.links) == 2
     for row in arm_rows(PAPER, RESULTS)[1:]:
         assert all(cell in reader.cells for cell in row)
+
+
+def test_the_page_shows_what_a_run_wrote(tmp_path):
+    folder = tmp_path / "x" / "tiny-0" / "new-seed1"
+    folder.mkdir(parents=True)
+    row = {"prompt": "2<3?", "tokens": ["a", "<b>"], "logprobs": [0, 0], "reference": "5"}
+    rows = [row | {"step": step, "reward": reward} for step, reward in ((1, 1.0), (2, 0.0), (3, 0.0))]
+    (folder / "rollouts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = page([(PAPER, RESULTS)], tmp_path)
+    assert "new, step 1, right" in text and "new, step 3, wrong" in text and "step 2" not in text
+    assert "2&lt;3?" in text and "a&lt;b&gt;" in text
+    assert Reader(text).open == []
+    assert "Transcripts" not in page([(PAPER, RESULTS)], tmp_path / "x")
 
 
 def test_committed_results_in_every_format(capsys):
