@@ -123,6 +123,7 @@ class Run:
             config.max_grad_norm,
             config.tokens_per_batch,
             config.temperature,
+            say,
         )
         self.generator = torch.Generator(self.policy.device).manual_seed(seed)  # sampling
         self.rng = torch.Generator().manual_seed(seed)  # everything else that is random
@@ -179,9 +180,9 @@ class Run:
     ) -> list[list[Completion]]:
         """``samples`` completions of each conversation, by the policy or by another adapter (None: the reference)."""
         temperature = self.config.temperature if temperature is None else temperature
-        with self.phase("sample"):
+        with self.phase("sample"), self.policy.sampling(adapter) as model:
             completions = sample(
-                self.policy.sampler(adapter),
+                model,
                 self.policy.tokenizer,
                 [self.policy.encode(chat) for chat in chats],
                 samples,

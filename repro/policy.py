@@ -21,6 +21,7 @@ from repro.tiny import MODEL as TINY
 
 disable_progress_bar()
 ADAPTER = "policy"
+MERGED_SHARE = 0.75
 PLAIN_TEMPLATE = (  # for base models without a chat template
     "{% for m in messages %}{{ '' if loop.first else '\n\n' }}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\n' }}{% endif %}"
@@ -185,6 +186,24 @@ class Policy:
             file.replace(folder / file.name)
         (folder / ADAPTER).rmdir()
 
+    @contextlib.contextmanager
+    def sampling(self, adapter: str | None = ADAPTER) -> Iterator[PreTrainedModel]:
+        """The model to sample from: the merged copy where it fits, else the base with the adapter beside it."""
+        if self._sampler is not None or self._merged_fits():
+            yield self.sampler(adapter)
+        else:
+            with self.using(adapter):
+                yield self.model.get_base_model()
+
+    def _merged_fits(self) -> bool:
+        """Whether the copy leaves a quarter of the GPU memory that this process may use to caches and training."""
+        if self.device.type != "cuda":
+            return True
+        memory = torch.cuda.get_device_properties(self.device).total_memory
+        memory *= torch.cuda.get_per_process_memory_fraction(self.device)
+        copied = merged_bytes(self.model.get_base_model())
+        return copied + torch.cuda.memory_allocated(self.device) <= MERGED_SHARE * memory
+
     def sampler(self, adapter: str | None = ADAPTER) -> PreTrainedModel:
         """A plain, dequantised model with an adapter merged in: what completions are sampled from.
 
@@ -227,6 +246,13 @@ class Policy:
             setattr(target, key, value)
         for key, value in module.named_buffers(recurse=False):
             target.register_buffer(key, value, persistent=False)
+
+
+def merged_bytes(base: PreTrainedModel) -> int:
+    """Size of the weights that ``Policy.sampler`` has apart from the base."""
+    size = base.get_input_embeddings().weight.element_size()
+    layers = [module.base_layer for module in base.modules() if isinstance(module, LoraLayer)]
+    return sum(layer.in_features * layer.out_features * size for layer in layers)
 
 
 def _dequantised(layer: nn.Module) -> torch.Tensor:

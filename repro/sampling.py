@@ -138,6 +138,26 @@ def _decode(
     return [(row[:n], logp[:n]) for row, logp, n in pairs]
 
 
+def _decode_in_memory(model: PreTrainedModel, prompts: list[list[int]], samples: int, *rest) -> list:
+    """``_decode``; when memory runs out, in two halves one after the other."""
+    generator: torch.Generator = rest[-1]
+    before = generator.get_state()
+    try:
+        return _decode(model, prompts, samples, *rest)
+    except torch.OutOfMemoryError:
+        if len(prompts) * samples == 1:
+            raise
+    torch.cuda.empty_cache()
+    generator.set_state(before)
+    half = len(prompts) // 2 or samples // 2
+    if len(prompts) > 1:
+        return [
+            *_decode_in_memory(model, prompts[:half], samples, *rest),
+            *_decode_in_memory(model, prompts[half:], samples, *rest),
+        ]
+    return [*_decode_in_memory(model, prompts, half, *rest), *_decode_in_memory(model, prompts, samples - half, *rest)]
+
+
 def sample(
     model: PreTrainedModel,
     tokenizer: object,
@@ -150,8 +170,8 @@ def sample(
 ) -> list[list[Completion]]:
     """``samples`` completions of each prompt (token ids), in the order of the prompts.
 
-    Prompts of similar length are decoded together, about ``rows`` completions side by side. Same generator state, same
-    completions.
+    Prompts of similar length are decoded together, about ``rows`` completions side by side, fewer when memory runs out.
+    Same generator state, same completions.
     """
     if model.training:
         raise ValueError("sampling needs a model in eval mode")
@@ -162,7 +182,7 @@ def sample(
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), width):
         block = order[start : start + width]
-        decoded = _decode(
+        decoded = _decode_in_memory(
             model, [list(prompts[i]) for i in block], samples, decoding, stop, tokenizer.pad_token_id, generator
         )
         texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, _ in decoded])

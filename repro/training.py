@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from repro.logprobs import (
     Divergence,
@@ -95,6 +98,25 @@ def cosine(done: int, total: int, final: float = 0.0) -> float:
     return final + (1 - final) * (1 + math.cos(math.pi * done / total)) / 2
 
 
+@contextmanager
+def checkpointed_layers(model: nn.Module) -> Iterator[None]:
+    """Forward passes within the block keep only the layers' inputs; the backward pass makes the rest again.
+
+    transformers does that in training mode alone. Here only the layers themselves are said to be in it: what is inside
+    of them, dropout above all, stays as it is.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer in layers:
+            layer.training = False
+
+
 class Trainer:
     """AdamW on the adapter, with warm-up, gradient clipping and micro-batches by token budget."""
 
@@ -106,11 +128,14 @@ class Trainer:
         max_grad_norm: float = 1.0,
         tokens_per_batch: int = 16_384,
         temperature: float = 1.0,
+        say: Callable[[str], object] = print,
     ):
         self.policy = policy
         self.learning_rate, self.warmup = learning_rate, warmup
         self.max_grad_norm = max_grad_norm
-        self.tokens_per_batch = tokens_per_batch
+        self.tokens_per_batch = self.budget = tokens_per_batch
+        self.checkpointed = False
+        self.say = say  # gets a line when memory runs out
         self.temperature = temperature
         self.new_optimizer(learning_rate)
 
@@ -149,18 +174,24 @@ class Trainer:
         tokens of a micro-batch, ``fields`` the batch's fields for the same tokens, with ``row``, the number of each
         token's sequence in the micro-batch, added. A mean is a field of
         weights that is computed over the whole batch before, so that micro-batches don't change the result. When
-        memory runs out the micro-batch is halved and the step begins anew. Raises NonFiniteLoss before any update.
+        memory runs out the micro-batch is halved and the step begins anew; when the longest sequence alone is too much,
+        the layers' activations are made again in the backward pass. Raises NonFiniteLoss before any update.
         """
         while True:
             try:
                 total = self._accumulate(batch, loss, function, together)
                 break
             except torch.OutOfMemoryError:
-                longest = max(map(batch.size, range(len(batch.sequences))))
-                if self.tokens_per_batch <= longest * together:
+                longest = max(map(batch.size, range(len(batch.sequences)))) * together
+                if self.tokens_per_batch > longest:
+                    self.tokens_per_batch = max(self.tokens_per_batch // 2, longest)
+                elif not self.checkpointed:
+                    self.tokens_per_batch, self.checkpointed = self.budget, True
+                else:
                     raise
-                self.tokens_per_batch = max(self.tokens_per_batch // 2, longest * together)
-                torch.cuda.empty_cache()
+                how = ", activations made twice" if self.checkpointed else ""
+                self.say(f"out of memory: going on with micro-batches of {self.tokens_per_batch} tokens{how}")
+            torch.cuda.empty_cache()  # behind the exception, which holds the tensors of its frames
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.max_grad_norm).item()
         if not (math.isfinite(total) and math.isfinite(norm)):
             self.optimizer.zero_grad()
@@ -178,7 +209,8 @@ class Trainer:
         total = 0.0
         for rows in batch.micro_batches(self.tokens_per_batch, together):
             part = batch.select(rows)
-            values = self._forward(part, function)
+            with checkpointed_layers(self.policy.model) if self.checkpointed else nullcontext():
+                values = self._forward(part, function)
             fields = {k: v.to(values.device) for k, v in part.fields.items()}
             row = torch.arange(len(rows)).repeat_interleave(torch.tensor(part.lengths)).to(values.device)
             result = loss(values, SimpleNamespace(row=row, **fields)).sum()
@@ -192,10 +224,11 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "tokens": self.tokens_per_batch,
+            "checkpointed": self.checkpointed,
             "learning_rate": self.learning_rate,
         }
 
     def load_state(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps, self.tokens_per_batch = state["steps"], state["tokens"]
-        self.learning_rate = state["learning_rate"]
+        self.learning_rate, self.checkpointed = state["learning_rate"], state["checkpointed"]

@@ -1,0 +1,157 @@
+"""When memory is short: smaller micro-batches, checkpointed layers, fewer rows, no merged copy; and the gpu path."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from conftest import perturb, random_model
+from transformers import AutoTokenizer
+
+from papers.nft import PAPER, Config
+from repro.baselines import nll, token_mean
+from repro.config import RunConfig
+from repro.experiment import run_arm
+from repro.policy import Policy
+from repro.sampling import Decoding, sample
+from repro.tiny import MODEL
+from repro.training import Batch, Trainer, checkpointed_layers
+
+PAIRS = [([5, 6, 7], [8, 9, 10]), ([4], [10, 11, 12, 13]), ([20] * 9, [21, 22]), ([30, 31], [32, 33, 34])]
+
+
+def batch() -> Batch:
+    made = Batch(PAIRS)
+    made.fields["weight"] = token_mean(made)
+    return made
+
+
+def saved_bytes(policy: Policy) -> int:
+    """Bytes that a forward pass keeps for the backward pass."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    weights = {p.data_ptr() for p in policy.model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        policy.model(input_ids=torch.full((4, 128), 7), use_cache=False).logits.sum()
+    return sum(size for pointer, size in kept.items() if pointer not in weights)
+
+
+def test_checkpointed_layers_keep_little(tiny):
+    plain = saved_bytes(tiny)
+    with checkpointed_layers(tiny.model):
+        assert saved_bytes(tiny) < 0.3 * plain
+    assert saved_bytes(tiny) == pytest.approx(plain, rel=0.05)
+    assert not any(module.training for module in tiny.model.modules())
+
+
+def test_out_of_memory_halves_the_micro_batch_then_checkpoints_then_is_an_error(tiny, monkeypatch):
+    """A machine with room for 9 tokens, or 14 with checkpointed layers; the result is that of a large one."""
+    lines: list[str] = []
+    perturb(tiny)
+    tiny.model.double()
+    start = tiny.adapter_state()
+    Trainer(tiny, 1e-3).step(batch(), nll)
+    expected = tiny.adapter_state()
+    forward = Trainer._forward
+
+    def short(self, part, function):
+        room = 14 if self.checkpointed else 9
+        if sum(len(p) + len(c) for p, c in part.sequences) > room:
+            raise torch.OutOfMemoryError
+        return forward(self, part, function)
+
+    monkeypatch.setattr(Trainer, "_forward", short)
+    tiny.load_adapter_state(start)
+    trainer = Trainer(tiny, 1e-3, tokens_per_batch=64, say=lines.append)
+    trainer.step(batch(), nll)
+    for key, value in tiny.adapter_state().items():
+        assert torch.allclose(value, expected[key], atol=1e-6)
+    assert trainer.checkpointed and trainer.tokens_per_batch == 16
+    assert lines[0].endswith("micro-batches of 32 tokens") and "made twice" in lines[-1]
+    resumed = Trainer(tiny, 1e-3)
+    resumed.load_state(trainer.state())
+    assert resumed.checkpointed and resumed.tokens_per_batch == 16
+    with pytest.raises(torch.OutOfMemoryError):
+        trainer.step(Batch([([5] * 20, [6])], {"weight": torch.ones(1)}), nll)
+
+
+def test_sampling_goes_on_with_fewer_rows(tiny, monkeypatch):
+    import repro.sampling
+
+    prompts = [tiny.encode([{"role": "user", "content": f"Compute {n}+5."}]) for n in (1, 23, 456)]
+    args = Decoding(temperature=0.0, max_new_tokens=24), tiny.stop_ids, torch.Generator()
+    expected = sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
+    decode, sizes = repro.sampling._decode, []
+
+    def short(model, prompts, samples, *rest):
+        sizes.append(len(prompts) * samples)
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError
+        return decode(model, prompts, samples, *rest)
+
+    monkeypatch.setattr("repro.sampling._decode", short)
+    found = sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
+    assert [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
+    assert max(sizes) == 9 and sum(size for size in sizes if size <= 2) == 9
+    monkeypatch.setattr("repro.sampling._decode", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError))
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
+
+
+def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
+    texts = {}
+    for fits in (True, False):
+        policy = Policy(RunConfig())
+        perturb(policy, 0.05)
+        policy.freeze_copy("old")
+        perturb(policy, 0.05, seed=1)
+        monkeypatch.setattr(Policy, "_merged_fits", lambda self, fits=fits: fits)
+        prompts = [policy.encode([{"role": "user", "content": f"Compute {n}+5."}]) for n in (1, 23)]
+        args = Decoding(temperature=0.0, max_new_tokens=24), policy.stop_ids, torch.Generator()
+        for adapter in ("policy", "old", None):
+            with policy.sampling(adapter) as model:
+                groups = sample(model, policy.tokenizer, prompts, 1, *args)
+            texts[fits, adapter] = [c.text for group in groups for c in group]
+        assert (policy._sampler is not None) == fits
+        assert policy.model.active_adapter == "policy"
+    for adapter in ("policy", "old", None):
+        assert texts[True, adapter] == texts[False, adapter]
+    assert texts[True, "policy"] != texts[True, None]
+
+
+def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
+    """NF4 weights, bfloat16, checkpointed layers, chunked heads and the merged sampler, from sampling to result file."""
+    folder = tmp_path / "model"
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
+    random_model(vocabulary=320, dtype=torch.bfloat16).save_pretrained(folder)
+    config = dataclasses.replace(
+        Config.for_preset("gpu"),
+        preset="tiny",  # the gpu preset wants a GPU
+        model=str(folder),
+        task="arithmetic",
+        iterations=1,
+        prompts=2,
+        samples=2,
+        max_new_tokens=8,
+        eval_problems=2,
+        eval_samples=2,
+        tokens_per_batch=64,
+    )
+    assert config.quantization == "nf4" and config.dtype == "bfloat16"
+    with pytest.MonkeyPatch.context() as patch:
+        init = Trainer.__init__
+
+        def checkpointed(self, *args, **kwargs):
+            init(self, *args, **kwargs)
+            self.checkpointed = True
+
+        patch.setattr(Trainer, "__init__", checkpointed)
+        patch.setattr("repro.logprobs.CHUNK_ELEMENTS", 320 * 4)
+        patch.setattr("repro.experiment.Run.rewards", lambda self, problems, groups: torch.tensor([[1.0, 0.0]] * 2))
+        result = run_arm(PAPER, config, "grpo", 0, str(tmp_path / "runs"))
+    assert result["status"] == "ok" and result["budget"]["optimizer_steps"] > 0
+    assert json.loads(json.dumps(result["history"]))[0]["loss"] is not None
