@@ -26,6 +26,7 @@ from repro import prompts as roles
 from repro.baselines import GRPO, grpo_loss
 from repro.config import RunConfig
 from repro.logprobs import pad
+from repro.plan import GIB, describe, plan
 from repro.policy import Policy
 from repro.record import machine
 from repro.sampling import Decoding, sample
@@ -250,11 +251,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--length", type=int, default=512, help="tokens of each")
     parser.add_argument("--tokens-per-batch", type=int, default=1024, help="micro-batch of our training step")
     parser.add_argument("--runs", type=int, default=3, help="alternating runs; medians are reported")
+    parser.add_argument(
+        "--plan", metavar="MODEL", help="measure nothing: say from the shapes what fits, with the gpu preset"
+    )
+    parser.add_argument("--memory", type=float, default=24, help="GB of the card that --plan is for")
     parser.add_argument("--update", choices=("ours", "plain"), help="measure one training update in this process only")
     args = parser.parse_args(argv)
+    if args.plan:
+        args.preset, args.model = "gpu", args.plan
     config = RunConfig.for_preset(args.preset)
     chosen = {name: getattr(args, name) for name in ("model", "quantization", "dtype", "tokens_per_batch")}
     config = dataclasses.replace(config, **{name: value for name, value in chosen.items() if value})
+    if args.plan:
+        text, numbers = describe(config, plan(config), args.memory * GIB)
+        print(text, json.dumps(numbers), sep="\n")
+        return 0
     if args.update:
         print(json.dumps(measure_update(config, args.update, args.sequences, args.length)))
         return 0

@@ -80,7 +80,7 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.all_arms)}")
     preflight(config)
     tasks = tasks_of(paper, script, config, launch)
-    made = run_tasks(tasks, launch.workers or default_workers(), load_script)
+    made = run_tasks(tasks, launch.workers or default_workers(), load_script, launch.memory_limit)
     results = [result for result in made if result]
     if not results:
         return 1
@@ -126,11 +126,12 @@ def run_all(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="arms side by side; 0: one per core or GPU")
     parser.add_argument("--out", default=Launch.out, help="folder of checkpoints, adapters and results")
+    parser.add_argument("--memory-limit", type=float, default=0, help="GB of GPU memory for a process; 0: all")
     parser.add_argument("--dry-run", action="store_true", help="what would be run, how long, how much memory")
     args = parser.parse_args(argv)
     if args.seeds < 1:
         raise UsageError(f"--seeds {args.seeds}: must be at least 1")
-    launch = Launch(seeds=args.seeds, workers=args.workers, out=args.out)
+    launch = Launch(seeds=args.seeds, workers=args.workers, out=args.out, memory_limit=args.memory_limit)
     workers = args.workers or default_workers()
     tasks: list[Task] = []
     for name in map(script_name, args.papers or paper_scripts()):
@@ -143,7 +144,7 @@ def run_all(argv: Sequence[str]) -> int:
         return 0
     for config in {task.config.digest(): task.config for task in tasks}.values():
         preflight(config)
-    results = run_tasks(tasks, workers, load_script)
+    results = run_tasks(tasks, workers, load_script, launch.memory_limit)
     made = [
         (p, [r for r in results if r and r["paper"] == p.slug]) for p in {t.paper.slug: t.paper for t in tasks}.values()
     ]

@@ -141,6 +141,8 @@ class Launch:
     """Processes side by side; 0: one per CPU core or GPU."""
     out: str = "runs"
     """Folder of checkpoints, adapters and result files."""
+    memory_limit: float = 0
+    """GB of GPU memory that a process may use; 0: all. What doesn't fit is made smaller, and a line says how."""
 
 
 def parse(config: type[RunConfig], argv: list[str], prog: str, description: str) -> tuple[RunConfig, Launch]:

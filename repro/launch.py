@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from repro.config import ConfigError
 from repro.experiment import run_arm, run_folder
 
 if TYPE_CHECKING:
@@ -65,19 +66,32 @@ def default_workers() -> int:
     return torch.cuda.device_count() or cores()
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, load: Load) -> list[dict | None]:
+def limit_memory(gigabytes: float) -> None:
+    """Let this process use so much GPU memory and no more; 0 is no limit. Raises ConfigError where that can't be."""
+    if not gigabytes:
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--memory-limit {gigabytes:g}: no GPU was found")
+    total = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    if not 0 < gigabytes * 2**30 <= total:
+        raise ConfigError(f"--memory-limit {gigabytes:g}: the GPU has {total / 2**30:.0f} GB")
+    torch.cuda.set_per_process_memory_fraction(gigabytes * 2**30 / total)
+
+
+def run_tasks(tasks: Sequence[Task], workers: int, load: Load, memory_limit: float = 0) -> list[dict | None]:
     """The result of each task, None for one that broke off; its error is told in one line when all are over.
 
     When a worker is killed (by the system, for its memory), its pool is lost; what didn't finish then runs one by one.
     """
     workers = min(workers, len(tasks))
+    limit_memory(memory_limit)
     if workers <= 1:
         return [_guarded(task) for task in tasks]
     with Overview(tasks) as overview:
-        made = _in_processes(tasks, workers, load, overview.show)
+        made = _in_processes(tasks, workers, load, overview.show, memory_limit)
         for i, one in enumerate(made):
             if isinstance(one, BrokenProcessPool):
-                (made[i],) = _in_processes([tasks[i]], 1, load, lambda _: None)
+                (made[i],) = _in_processes([tasks[i]], 1, load, lambda _: None, memory_limit)
     for task, one in zip(tasks, made, strict=True):
         if isinstance(one, BaseException):
             tell(task, one)
@@ -85,13 +99,13 @@ def run_tasks(tasks: Sequence[Task], workers: int, load: Load) -> list[dict | No
 
 
 def _in_processes(
-    tasks: Sequence[Task], workers: int, load: Load, show: Callable[[int], None]
+    tasks: Sequence[Task], workers: int, load: Load, show: Callable[[int], None], memory_limit: float
 ) -> list[dict | BaseException]:
     gpus = torch.cuda.device_count()
     threads = max(1, cores() // workers)
     context = get_context("spawn")
     turn = context.Value("i", 0)
-    executor = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, gpus, turn))
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, gpus, turn, memory_limit))
     futures = [
         executor.submit(_work, load, task.script, asdict(task.config), task.arm, task.seed, task.out) for task in tasks
     ]
@@ -128,12 +142,13 @@ def tell(task: Task, error: BaseException) -> None:
     print(f"repro: {task.name} broke off: {text}", file=sys.stderr, flush=True)
 
 
-def _start_worker(parent: int, threads: int, gpus: int, turn) -> None:
+def _start_worker(parent: int, threads: int, gpus: int, turn, memory_limit: float) -> None:
     torch.set_num_threads(threads)
     if gpus:
         with turn.get_lock():
             torch.cuda.set_device(turn.value % gpus)
             turn.value += 1
+        limit_memory(memory_limit)
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:

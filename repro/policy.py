@@ -21,7 +21,7 @@ from repro.tiny import MODEL as TINY
 
 disable_progress_bar()
 ADAPTER = "policy"
-MERGED_SHARE = 0.75
+MERGED_SHARE = 0.8
 PLAIN_TEMPLATE = (  # for base models without a chat template
     "{% for m in messages %}{{ '' if loop.first else '\n\n' }}{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '\n\n' }}{% endif %}"
@@ -32,7 +32,7 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _source(name: str) -> tuple[str, dict]:
+def model_source(name: str) -> tuple[str, dict]:
     """Where ``from_pretrained`` finds a model name, and with which extra arguments."""
     if name == "tiny":
         return str(TINY), {}
@@ -54,7 +54,7 @@ def check_model(config: RunConfig, device: torch.device) -> tuple[str, dict]:
     """Where the model is, before anything is loaded. Raises ConfigError for a missing GPU, folder or package."""
     if config.preset == "gpu" and device.type != "cuda":
         raise ConfigError("--preset gpu: no GPU was found; use --preset tiny or --preset smol on a CPU")
-    return _source(config.model)
+    return model_source(config.model)
 
 
 def load_base(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel, object]:
@@ -196,7 +196,7 @@ class Policy:
                 yield self.model.get_base_model()
 
     def _merged_fits(self) -> bool:
-        """Whether the copy leaves a quarter of the GPU memory that this process may use to caches and training."""
+        """Whether the copy leaves a fifth of the GPU memory that this process may use to caches and training."""
         if self.device.type != "cuda":
             return True
         memory = torch.cuda.get_device_properties(self.device).total_memory

@@ -39,12 +39,14 @@ def test_an_alias_names_a_script(capsys):
     assert "unknown arm; there are base, rl" in refused(capsys, "run", "int", "--arms", "none")
 
 
-def test_values_that_cannot_work(capsys, tmp_path):
+def test_values_that_cannot_work(capsys, monkeypatch, tmp_path):
     assert "--samples 0: must be at least 1" in refused(capsys, "run", "nft", "--samples", "0")
     assert "--seeds 0: must be at least 1" in refused(capsys, "run", "nft", "--seeds", "0")
     assert "--learning-rate" in refused(capsys, "run", "nft", "--learning-rate", "-1")
     out = ("--out", str(tmp_path / "runs"), "--workers", "1")
     assert "not a model folder" in refused(capsys, "run", "nft", "--model", str(tmp_path), *out)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "--memory-limit 12: no GPU was found" in refused(capsys, "run", "nft", "--memory-limit", "12", *out)
     (tmp_path / "train.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{oops\n')
     assert "train.jsonl:2: not a line of JSON" in refused(
         capsys, "run", "nft", "--task", "gsm8k", "--data", str(tmp_path), *out

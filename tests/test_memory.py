@@ -5,14 +5,17 @@ import json
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from conftest import perturb, random_model
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from papers.nft import PAPER, Config
 from repro.baselines import nll, token_mean
+from repro.cli import main
 from repro.config import RunConfig
 from repro.experiment import run_arm
-from repro.policy import Policy
+from repro.plan import kept_bytes, plan
+from repro.policy import Policy, merged_bytes
 from repro.sampling import Decoding, sample
 from repro.tiny import MODEL
 from repro.training import Batch, Trainer, checkpointed_layers
@@ -124,7 +127,7 @@ def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
 
 
 def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
-    """NF4 weights, bfloat16, checkpointed layers, chunked heads and the merged sampler, from sampling to result file."""
+    """NF4 weights, bfloat16, checkpointed layers, chunked head, merged sampler: from sampling to the result file."""
     folder = tmp_path / "model"
     AutoTokenizer.from_pretrained(MODEL).save_pretrained(folder)
     random_model(vocabulary=320, dtype=torch.bfloat16).save_pretrained(folder)
@@ -155,3 +158,63 @@ def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
         result = run_arm(PAPER, config, "grpo", 0, str(tmp_path / "runs"))
     assert result["status"] == "ok" and result["budget"]["optimizer_steps"] > 0
     assert json.loads(json.dumps(result["history"]))[0]["loss"] is not None
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+def nf4_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the quantised weights with their scales, as bitsandbytes holds them."""
+    total = 0
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            total += module.weight.nbytes + state.absmax.nbytes + state.state2.absmax.nbytes
+    return total
+
+
+def test_a_plan_counts_what_a_loaded_model_has(tmp_path):
+    shapes = Qwen2Config(
+        vocab_size=320,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path)
+    Qwen2ForCausalLM(shapes).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = RunConfig(model=str(tmp_path), quantization="nf4", dtype="bfloat16")
+    found, policy = plan(config), Policy(config)
+    base = policy.model.get_base_model()
+    small = [p for n, p in base.named_parameters() if "lora_" not in n and p.dtype == torch.bfloat16]
+    assert found.weights == pytest.approx(nf4_bytes(base) + sum(p.nbytes for p in small), rel=0.01)
+    assert found.adapter == 20 * sum(p.numel() for p in policy.parameters)
+    assert found.merged == merged_bytes(base)
+    plain = Policy(dataclasses.replace(config, quantization="none"))
+    for checkpointed, expected in ((False, found.kept), (True, found.kept_checkpointed)):
+        # which scores an attention keeps depends on its kernel
+        assert kept_bytes(plain.model, 16, checkpointed) / 16 == pytest.approx(expected, rel=0.15)
+    assert found.cache == 3 * 2 * 2 * 64 * 2
+
+
+def test_what_fits_grows_with_the_card(capsys, tmp_path):
+    Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+    ).save_pretrained(tmp_path)
+    found = []
+    for memory in (4, 12, 24):
+        assert main(["bench", "--plan", str(tmp_path), "--memory", str(memory)]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert [f["fits"] for f in found] == [False, True, True]
+    assert found[2]["parameters"] == pytest.approx(7.6e9, rel=0.01)
+    assert found[1]["tokens"] < found[2]["tokens_checkpointed"] and found[1]["rows"] > 0
+    assert [f["merged_copy"] for f in found] == [False, False, True]
+    assert main(["bench", "--plan", str(tmp_path / "absent")]) == 2
+    assert capsys.readouterr().err.startswith("repro: --model")
