@@ -18,7 +18,7 @@ KEEP = 0.9  # rows that are over leave when so few are left
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. ``ids`` holds the stop token where there was one; ``truncated`` means there was none.
+    """One sampled answer. ``ids`` holds the stop token or string where there was one; ``truncated``: there was none.
 
     ``logprobs`` are those of the sampling temperature before top-k and top-p, one per id.
     """
@@ -32,12 +32,16 @@ class Completion:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to sample. temperature 0 is greedy; top_k 0 and top_p 1 are off."""
+    """How to sample. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+
+    A completion also ends with the token that completes one of ``stop_strings``; its text ends before the string.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 256
+    stop_strings: tuple[str, ...] = ()
 
 
 def choose(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +59,12 @@ def choose(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator)
             probs = torch.zeros_like(probs).scatter(-1, index, ordered)
         token = _draw(probs, generator)
     return token, logp.gather(-1, token[:, None])[:, 0]
+
+
+def _cut(text: str, decoding: Decoding) -> int:
+    """Where the first stop string begins, else the length."""
+    found = [text.find(string) for string in decoding.stop_strings]
+    return min((at for at in found if at >= 0), default=len(text))
 
 
 def _draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -75,13 +85,13 @@ def _decode(
     samples: int,
     decoding: Decoding,
     stop: torch.Tensor,
-    pad_id: int,
+    tokenizer: object,
     generator: torch.Generator,
 ) -> list[tuple[list[int], list[float]]]:
     """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
     head = lm_head(model, decoding.temperature or 1.0)
     decoder = model.get_decoder()
-    ids, mask = pad(prompts, pad_id, generator.device)
+    ids, mask = pad(prompts, tokenizer.pad_token_id, generator.device)
     out = decoder(
         input_ids=ids,
         attention_mask=mask,
@@ -102,14 +112,19 @@ def _decode(
     mask = torch.cat([mask.repeat_interleave(samples, 0), mask.new_ones(len(alive), room)], dim=1)
     ready = sees_all(model) and model.config._attn_implementation == "sdpa"  # others want masks of other forms
 
-    tokens = torch.full((len(alive), room), pad_id, device=ids.device)
+    tokens = torch.full((len(alive), room), tokenizer.pad_token_id, device=ids.device)
+    tail = max((len(text.encode()) for text in decoding.stop_strings), default=0)  # a token has a byte at least
     logps = torch.zeros(len(alive), room, device=ids.device)
     lengths = torch.full((len(alive),), room, device=ids.device)
     going = torch.ones_like(alive, dtype=torch.bool)
     for t in range(room):
         token, logp = choose(head(hidden), decoding, generator)
         tokens[alive, t], logps[alive, t] = token, logp.float()  # of rows that are over nothing is read later
-        ends = going & torch.isin(token, stop)
+        ends = torch.isin(token, stop)
+        if tail:
+            texts = tokenizer.batch_decode(tokens[alive, max(0, t + 1 - tail) : t + 1].tolist())
+            ends |= torch.tensor([_cut(text, decoding) < len(text) for text in texts], device=ends.device)
+        ends &= going
         lengths[alive[ends]] = t + 1
         going &= ~ends
         left = int(going.sum())
@@ -183,11 +198,12 @@ def sample(
     for start in range(0, len(order), width):
         block = order[start : start + width]
         decoded = _decode_in_memory(
-            model, [list(prompts[i]) for i in block], samples, decoding, stop, tokenizer.pad_token_id, generator
+            model, [list(prompts[i]) for i in block], samples, decoding, stop, tokenizer, generator
         )
         texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, _ in decoded])
         for k, (ids, logps) in enumerate(decoded):
             i = block[k // samples]
-            done = ids[-1] in ends
-            results[i].append(Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k], not done))
+            end = _cut(texts[k], decoding)
+            done = ids[-1] in ends or end < len(texts[k])
+            results[i].append(Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k][:end], not done))
     return results
