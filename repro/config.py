@@ -141,6 +141,8 @@ class Launch:
     """Processes side by side; 0: one per CPU core or GPU."""
     out: str = "runs"
     """Folder of checkpoints, adapters and result files."""
+    track: Literal["none", "trackio", "wandb"] = "none"
+    """Also show the progress in this tracker (installed by you; nothing needs an account)."""
     memory_limit: float = 0
     """GB of GPU memory that a process may use; 0: all. What doesn't fit is made smaller, and a line says how."""
 

@@ -29,6 +29,7 @@ from repro.samples import Recorder
 from repro.sampling import Completion, Decoding, sample
 from repro.storage import load_checkpoint, only_process, save_checkpoint, write_atomically
 from repro.tasks import Problem, load, score
+from repro.track import Log, tracking
 from repro.training import Batch, NonFiniteLoss, TokenLoss, Trainer
 
 Metrics = dict[str, "float | list[float]"]  # one number, or one number per evaluation problem
@@ -137,6 +138,7 @@ class Run:
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._resume()
         self.recorder: Recorder | None = Recorder(folder, self.policy.tokenizer, self.step)
+        self.track: Log = lambda row: None
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +155,7 @@ class Run:
             self.history.append({"step": self.step, **spent, **logged})
             self._logged.clear()
             self._save()
+            self.track(self.history[-1])
             rate = (time.monotonic() - began) / (self.step - first)
             self._report(total, rate)
 
@@ -441,14 +444,16 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
             say(f"{paper.slug}/{arm} seed {seed}: finished before")
             return result
     folder.mkdir(parents=True, exist_ok=True)
-    with only_process(folder):
-        result = _train_and_evaluate(paper, config, arm, seed, folder)
+    name = f"{paper.slug}-{config.preset}-{config.digest()}-{arm}-seed{seed}"
+    with only_process(folder), tracking(name, asdict(config)) as track:
+        result = _train_and_evaluate(paper, config, arm, seed, folder, track)
         write_atomically(result_file, lambda file: file.write(dump(result).encode()))
     return result
 
 
-def _train_and_evaluate(paper: Paper, config: RunConfig, arm: str, seed: int, folder: Path) -> dict:
+def _train_and_evaluate(paper: Paper, config: RunConfig, arm: str, seed: int, folder: Path, track: Log) -> dict:
     run = Run(paper, arm, seed, config, folder)
+    run.track = track
     began = time.monotonic()
     metrics: Metrics = {}
     status, error = "ok", None
@@ -468,6 +473,8 @@ def _train_and_evaluate(paper: Paper, config: RunConfig, arm: str, seed: int, fo
         status, error = "failed", str(problem)
         training, phases = dict(run.budget), run.phases
         say(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}")
+    numbers = {name: float(np.mean(value)) for name, value in metrics.items()}
+    track({"step": run.step, **{f"final {name}": value for name, value in numbers.items()}})
     run.policy.save_adapter(folder / "adapter")
     say(f"{paper.slug}/{arm} seed {seed}: {status} after {time.monotonic() - began:.0f} s")
     return {

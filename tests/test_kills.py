@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 
 from repro.cli import load_paper, paper_scripts
 from repro.report import read_results
@@ -21,7 +20,11 @@ MORE = {
     "b_star": "--iterations 5 --dev-problems 2 --updates 8 --restart-updates 2 --warmup-problems 8 --warmup-updates 2",
     "intervention": "--completions 800 --pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
 }
-ARMS = {"intervention": "int_rl", "sd_zero": "sd_zero_sync", "rise": "rise_2"}  # else the one that is named as the paper
+ARMS = {
+    "intervention": "int_rl",
+    "sd_zero": "sd_zero_sync",
+    "rise": "rise_2",
+}  # else the paper's name
 TIMED = ("seconds", "phases", "date", "machine")
 
 
