@@ -20,7 +20,7 @@ STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem; }
 h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1.5rem; }
-.scroll { overflow-x: auto; } img { max-width: 100%; height: auto; background: #fff; }
+.scroll { overflow-x: auto; } img { width: max(100%, 44rem); height: auto; background: #fff; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } .text td, .text th { text-align: left; white-space: normal; }
@@ -65,7 +65,8 @@ def figure(write: Callable[[io.BytesIO], None], text: str) -> str:
     """A PNG that ``write`` draws, inside the page."""
     buffer = io.BytesIO()
     write(buffer)
-    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<div class="scroll"><img alt="{html.escape(text)}" src="data:image/png;base64,{data}"></div>'
 
 
 def transcripts(paper: Paper, results: Sequence[dict], folder: Path) -> str:
@@ -110,7 +111,7 @@ def section(paper: Paper, results: list[dict], folder: Path) -> str:
             "not to be compared as numbers.</p>"
         )
     if checked := claims(paper, results):
-        rows = [[row[0], row[4], *row[1:4]] for row in claim_rows(checked)]  # the verdict where a phone shows it
+        rows = [[row[i] for i in (0, 4, 2, 1, 3)] for row in claim_rows(checked)]  # the verdict where a phone shows it
         parts.append(table(rows, "text"))
     parts.append(figure(partial(draw, paper, results), f"Figure of {paper.slug}"))
     parts.append(transcripts(paper, results, folder))
