@@ -256,7 +256,7 @@ def _curve(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
             axis.plot(x.mean(0), y.mean(0), style, color=f"C{number}", label=label)
             axis.fill_between(x.mean(0), y.min(0), y.max(0), color=f"C{number}", alpha=0.15, linewidth=0)
     axis.set_xlabel(panel.x.replace("_", " "))
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, nbins=7)
 
 
 def _bars(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:

@@ -6,7 +6,16 @@ import pytest
 import torch
 from conftest import perturb, random_model
 
-from papers.sd_zero import PAPER, REGIONS, Config, distill, divergence, regions, revision_contexts, srt_batch
+from papers.sd_zero import (
+    PAPER,
+    REGIONS,
+    Config,
+    distill,
+    divergence,
+    regions,
+    revision_contexts,
+    srt_batch,
+)
 from repro import prompts
 from repro.baselines import nll
 from repro.experiment import Rollouts, Run, run_arm, run_folder
@@ -15,7 +24,7 @@ from repro.tasks import load
 from repro.training import Batch
 
 SMALL = {
-    **{"iterations": 4, "prompts": 4, "samples": 4, "srt_iterations": 2, "srt_epochs": 2, "train_problems": 64},
+    **{"iterations": 4, "prompts": 4, "samples": 4, "srt_iterations": 2, "epochs": 2, "train_problems": 64},
     **{"eval_problems": 8, "eval_samples": 2, "max_new_tokens": 64},
 }
 CONFIG = Config(**SMALL)
@@ -164,7 +173,7 @@ def test_arms_train_on_equal_samples(arm, tmp_path):
     assert result["status"] == "ok"
     assert result["budget"]["completions"] == (0 if arm == "base" else 4 * 4 * 4)
     assert {"acc@t1", "acc@t2", "accuracy"} <= result["metrics"].keys()
-    teachers = {"sd_zero", "sd_zero_sync", "sd_only", "sd_fresh"}
+    teachers = {"sd_zero", "sd_zero_sync", "sd_only", "sd_zero_from_srt"}
     assert ("accuracy, teacher" in result["metrics"]) == (arm in teachers)
 
 
