@@ -25,6 +25,11 @@ class Completion:
     text: str
     truncated: bool
 
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Prompt and answer without its stop token: what another completion can go on from."""
+        return (*self.prompt, *(self.ids if self.truncated else self.ids[:-1]))
+
 
 @dataclass(frozen=True)
 class Decoding:
