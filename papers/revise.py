@@ -152,7 +152,7 @@ def verdicts(run: Run, written: Sequence[Sequence[int]], refine: int) -> torch.T
     def both(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return logits.log_softmax(-1)[:, [end, refine]]
 
-    return run.values(Batch([(ids, (end,)) for ids in written]), both)
+    return run.values(Batch([(ids, (end,)) for ids in written]), both).cpu()
 
 
 def confidence(verdict: torch.Tensor, config: Config) -> torch.Tensor:
@@ -191,7 +191,7 @@ def solve(
         else:
             asked = [(i, k) for i, k in grid if not turn[i][k].truncated and verdict[i, k, 1] > verdict[i, k, 0]]
         drawn = [c for (c,) in draw([(*turn[i][k].written, refine) for i, k in asked], 1)] if asked else []
-        decided = verdicts(run, [c.written for c in drawn], refine).to(verdict) if asked else []
+        decided = verdicts(run, [c.written for c in drawn], refine) if asked else []
         for (i, k), completion, pair in zip(asked, drawn, decided, strict=True):
             turn[i][k], verdict[i, k] = completion, pair
         turns.append(turn)
