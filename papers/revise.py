@@ -13,10 +13,10 @@ solution's likelihood; refinement raises accuracy above the first attempt; ReVIS
 confidence-weighted vote beats the plain one. By name: no_curriculum, no_preference, stage_one_only.
 
 How this differs from the paper and why.
-- [refine] is a word that the tokenizer has as one token (for the built-in model the phrase CUE_WRONG, else "Wait"), not
-  a reserved token: LoRA on linear layers leaves embedding and head as they are, and the rows of tokens that were never
-  trained on are equal to one another (cosine 0.997 in the built-in model with about 220 others, 1.00 in SmolLM2 with
-  10), so that no hidden state can single one out, neither as output nor as input.
+- [refine] is a word that the tokenizer has as one token (CUE_WRONG in the built-in model, else "Wait"), not a reserved
+  token: LoRA on linear layers leaves embedding and head as they are, and rows that were never trained are equal to one
+  another (in the built-in model 239 with cosines above 0.995: with hidden states of that size [refine] could get at
+  most 5 % of the probability; in SmolLM2 eleven with cosine 1.00). No hidden state can single one of them out.
 - Samples of a stage are drawn step by step from a frozen copy of its initial policy: the same data as if all were drawn
   before, and nothing to keep. At most 2 pairs of one class for 1 of the other (ours): else a weak model always refines.
 - Temperature 1 without top-p (paper: 0.7 and 0.9 for training data, not known for the test). At the verification
@@ -213,8 +213,9 @@ def evaluate(run: Run, config: Config) -> Metrics:
     right, flat = first.bool().numpy(), [c for group in once for c in group]
     sure = confidence(paths.verdicts, config)
     length = np.array([[[len(c.ids) for c in group] for group in turn] for turn in (once, twice)])
-    metrics = turn_metrics(paths.attempts) | {
-        "accuracy": final.mean(1).tolist(),
+    metrics = turn_metrics(paths.attempts)
+    metrics |= {
+        "accuracy": metrics["acc@t2"],
         "greedy": greedy[1, :, 0].tolist(),
         "greedy, first": greedy[0, :, 0].tolist(),
         "pass@8": [pass_at_k(n, int(c), min(8, n)) for c in final.sum(1)],
