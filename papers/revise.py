@@ -92,10 +92,9 @@ class Config(RunConfig):
 # --- the paper's data -----------------------------------------------------------------------------------------------
 
 
-def attempt_of(ids: Sequence[int], decisions: Sequence[int], refine: int) -> list[int]:
-    """y_hat: what stands behind the last [refine] of a sample, without the decision token at its end."""
-    body = list(ids[:-1] if ids and ids[-1] in decisions else ids)
-    return body[len(body) - body[::-1].index(refine) :] if refine in body else body
+def attempt_of(answer: Sequence[int], refine: int) -> list[int]:
+    """y_hat: what stands behind the last [refine] of an answer, its ids without the stop token."""
+    return list(answer[len(answer) - answer[::-1].index(refine) :] if refine in answer else answer)
 
 
 def make_pair(attempt: list[int], right: bool, solution: list[int] | None, end: int, refine: int) -> Pair:
@@ -272,14 +271,13 @@ def attempts(run: Run, config: Config, refine: int) -> Rollouts:
 def pair_batch(run: Run, rollouts: Rollouts, kind: str, config: Config, refine: int) -> Batch:
     """Pairs of a step, chosen and rejected side by side, in shuffled order."""
     tokenizer = run.policy.tokenizer
-    decisions = (*run.policy.stop_ids, refine)
     sequences, right = [], []
     for problem, group, rewards in zip(rollouts.problems, rollouts.completions, rollouts.rewards, strict=True):
         y = tokenizer(problem.solution, add_special_tokens=False).input_ids if kind == CORRECT else None
         for completion, reward in zip(group, rewards.tolist(), strict=True):
             if completion.truncated:  # wrong by the limit: it would teach to refine at a length, not at a mistake
                 continue
-            attempt = attempt_of(completion.ids, decisions, refine)
+            attempt = attempt_of(completion.answer, refine)
             pair = make_pair(attempt, bool(reward), y, tokenizer.eos_token_id, refine)
             sequences.append([(completion.prompt, ids) for ids in pair])
             right.append(bool(reward))
@@ -328,11 +326,12 @@ def stage_one_only(run: Run, config: Config) -> None:
 
 def rft(run: Run, config: Config) -> None:
     """Likelihood of the different right samples, in the same stages from the same warm-up."""
-    refine = run.policy.token(config.refine)
+    refine, end = run.policy.token(config.refine), run.policy.tokenizer.eos_token_id
     for _ in after_warm_up(run, config, [length for _, length in two_stages(config)]):
         rollouts = attempts(run, config, refine)
         rows = rollouts.rewards.flatten().nonzero()[:, 0].tolist()
-        right = Batch(list(dict.fromkeys(rollouts.batch().select(rows).sequences)))
+        every = [c for group in rollouts.completions for c in group]
+        right = Batch(list(dict.fromkeys((every[i].prompt, (*every[i].answer, end)) for i in rows)))
         for mini in right.split(config.minibatches, run.rng) if rows else ():
             mini.fields["weight"] = baselines.token_mean(mini)
             run.update(mini, baselines.nll)

@@ -26,9 +26,14 @@ class Completion:
     truncated: bool
 
     @property
+    def answer(self) -> tuple[int, ...]:
+        """The ids without the stop token."""
+        return self.ids if self.truncated else self.ids[:-1]
+
+    @property
     def written(self) -> tuple[int, ...]:
-        """Prompt and answer without its stop token: what another completion can go on from."""
-        return (*self.prompt, *(self.ids if self.truncated else self.ids[:-1]))
+        """Prompt and answer: what another completion can go on from."""
+        return (*self.prompt, *self.answer)
 
 
 @dataclass(frozen=True)

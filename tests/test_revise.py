@@ -52,16 +52,16 @@ def test_pairs_of_both_stages(right, solution, chosen, rejected):
 @pytest.mark.parametrize(
     ("sample", "attempt"),
     [
-        ([A, B, E], [A, B]),
-        ([A, B, R], [A, B]),
-        ([A, R, B, E], [B]),  # "foo R bar" -> "bar"
-        ([A, R, C, R, B, R], [B]),
-        ([A, B], [A, B]),  # truncated
-        ([R], []),
+        ((A, B, E), [A, B]),
+        ((A, B, R), [A, B]),
+        ((A, R, B, E), [B]),  # "foo R bar" -> "bar"
+        ((A, R, C, R, B, R), [B]),
+        ((R,), []),
     ],
 )
 def test_attempt_is_what_stands_behind_the_last_refine(sample, attempt):
-    assert attempt_of(sample, (E, R), R) == attempt
+    assert attempt_of(Completion((P,), sample, (), "", False).answer, R) == attempt
+    assert attempt_of(Completion((P,), sample[:-1], (), "", True).answer, R) == attempt
 
 
 @pytest.mark.parametrize(
