@@ -352,7 +352,7 @@ PAPER = Paper(
     arms=ARMS,
     extra_arms={"no_curriculum": no_curriculum, "no_preference": no_preference, "stage_one_only": stage_one_only},
     evaluate=evaluate,
-    columns=("accuracy", "acc@t1", "i_to_c", "c_to_i", "refined", "auroc", "maj@5", "maj@5 weighted"),
+    columns=("accuracy", "acc@t1", "i_to_c", "c_to_i", "refined", "auroc", "maj@5", "maj@5 weighted", "tokens"),
     claims=(
         Claim(
             "verifies",
