@@ -7,24 +7,26 @@ answer goes on with another attempt. Stage 1 teaches the decision (on the model'
 are a preference loss on pairs that share the sampled solution, plus cross-entropy on the chosen side. At test time the
 probability of the end token is a confidence that weighs votes.
 
-Reproduced. base, SFT on reference solutions, RFT and ReVISE, the last two after the same SFT warm-up. Claims: [refine]
-follows wrong solutions more often than right ones; the end token's probability tells them apart better than the
-solution's likelihood; refinement raises accuracy above the first attempt; ReVISE ends above SFT and RFT; the
-confidence-weighted vote beats the plain one. By name: no_curriculum, no_preference, stage_one_only.
+Reproduced. base, SFT on reference solutions, RFT and ReVISE. Claims: the end token's probability tells right from wrong
+better than chance, and better than the solution's likelihood; refinement raises accuracy above the first attempt;
+ReVISE ends above SFT and RFT; the confidence-weighted vote beats the plain one. Ablations by settings:
+--verify-iterations 0 (no curriculum) or that of --iterations (stage 1 alone), --preference-weight 0.
 
 How this differs from the paper and why.
+- No SFT warm-up (stage 0), as in the paper's experiments with instruct models: the presets' models solve already.
 - [refine] is a word that the tokenizer has as one token (CUE_WRONG in the built-in model, else "Wait"), not a reserved
-  token: LoRA on linear layers leaves embedding and head as they are, and rows that were never trained are equal to one
-  another (in the built-in model 239 with cosines above 0.995: with hidden states of that size [refine] could get at
-  most 5 % of the probability; in SmolLM2 eleven with cosine 1.00). No hidden state can single one of them out.
-  Such a word has a meaning already: 7 % of the built-in model's corpus are attempts with CUE_WRONG or its opposite
+  token: LoRA on linear layers leaves embedding and head as they are, and the rows of tokens that were never trained are
+  equal to one another (in the built-in model 239 with cosines above 0.995), so that no hidden state could single one
+  out. Such a word has a meaning already: 7 % of the built-in model's corpus are attempts with CUE_WRONG or its opposite
   behind them. With --refine another trained token takes its place.
 - Samples of a stage are drawn step by step from a frozen copy of its initial policy: the same data as if all were drawn
-  before, and nothing to keep. At most 2 pairs of one class for 1 of the other (ours): else a weak model always refines.
+  before, and nothing to keep. They end at [refine]: each is a first attempt. At most 2 pairs of one class for 1 of the
+  other (ours): else a weak model always refines.
 - Temperature 1 without top-p (paper: 0.7 and 0.9 for training data, not known for the test). At the verification
   position the likelier of the two tokens decides.
 - Constant learning rate after the warm-up in place of a cosine; the last checkpoint, not the one with the best loss.
-- RFT draws a second round from the policy after the first, as ReVISE does; the paper's draws once.
+- RFT draws a second round from the policy after the first, as ReVISE does; the paper's draws once. SFT passes four
+  times over the references of the problems that the others sample on.
 
 Commands.
     repro run revise                                 # tiny model, seed 0
@@ -35,24 +37,21 @@ Commands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Literal
 
-import numpy as np
 import torch
 
 from repro import Claim, Panel, Paper, Run, RunConfig, baselines, prompts, script_main
 from repro.experiment import Metrics, Rollouts
-from repro.metrics import auroc, majority_at_k, pass_at_k
+from repro.metrics import auroc, majority_at_k
 from repro.multiturn import Attempts, final_answers, turn_metrics
 from repro.tasks import Problem, load
 from repro.training import Batch
 
 Pair = tuple[list[int], list[int]]  # chosen and rejected completion of one prompt, token ids
-VERIFY, CORRECT = "verify", "correct"  # what the pairs of stage 1 and of stage 2 teach
 
 
 @dataclass(frozen=True)
@@ -61,33 +60,29 @@ class Config(RunConfig):
 
     refine: str = prompts.CUE_WRONG
     """The decision token [refine]: any text that is one trained token of the model's tokenizer (paper: reserved)."""
-    sft_steps: int = 40
-    """Updates of the SFT warm-up, stage 0, ``prompts`` problems each (code: 3 epochs; none for instruct models)."""
     verify_iterations: int = 10
     """Of the ``iterations``, those of stage 1; the others are stage 2 (paper: one epoch each)."""
     samples: int = 4
     """Completions per problem (code: 10)."""
     minibatches: int = 4
     """Optimiser steps per rollout step, about 32 pairs each as in the code."""
-    stage_learning_rate: float = 5e-4
-    """Learning rate of stages 1 and 2 (ours; code: that of the SFT)."""
     preference_weight: float = 0.1
     """lambda, weight of the preference term beside the SFT term (paper: 0.1)."""
     beta: float = 0.1
     """Scale of the log-ratios in the preference term (code: TRL's default 0.1)."""
     max_ratio: float = 2.0
     """At most so many pairs of the larger class, right or wrong, for each of the smaller (ours)."""
-    decision: Literal["likelier", "sampled"] = "likelier"
-    """End or refine at the verification position: the likelier of both, or as the sampler drew (ours)."""
+    reference_pairs: bool = False
+    """Stage 2 has a pair for each reference solution too: end, not [refine] (code: a flag, off)."""
     renormalise: bool = False
     """Confidence P(end) / (P(end) + P(refine)) in place of P(end) (paper: P(end))."""
     rounds: int = 3
     """Refinements at test time; all numbers but acc@t3, acc@t4, ... are after at most one, as trained."""
 
     PRESETS = {  # noqa: RUF012
-        "tiny": {"iterations": 30, "learning_rate": 1e-3},
-        "smol": {"refine": "Wait", "sft_steps": 0, "verify_iterations": 3, "stage_learning_rate": 1e-4},
-        "gpu": {"refine": "Wait", "sft_steps": 0, "verify_iterations": 20, "stage_learning_rate": 2e-5},
+        "tiny": {"iterations": 30},
+        "smol": {"refine": "Wait", "verify_iterations": 4},
+        "gpu": {"refine": "Wait", "verify_iterations": 30, "learning_rate": 5e-5},
     }
 
 
@@ -153,129 +148,130 @@ def verdicts(run: Run, written: Sequence[Sequence[int]], refine: int) -> torch.T
     def both(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return logits.log_softmax(-1)[:, [end, refine]]
 
-    return run.values(Batch([(ids, (end,)) for ids in written]), both).cpu()
+    return run.values(Batch([(ids, (end,)) for ids in written]), both).cpu() if written else torch.zeros(0, 2)
 
 
-def confidence(verdict: torch.Tensor, config: Config) -> torch.Tensor:
+def confidence(verdict: torch.Tensor, renormalise: bool) -> torch.Tensor:
     """c = P(end), or its share of both decisions; [..., 2] -> [...]."""
-    return torch.sigmoid(verdict[..., 0] - verdict[..., 1]) if config.renormalise else verdict[..., 0].exp()
-
-
-@dataclass
-class Paths:
-    """``attempts``: a path that has ended repeats its last one. ``verdicts`` [turns, problems, samples, 2]."""
-
-    attempts: Attempts
-    verdicts: torch.Tensor
-    refined: np.ndarray  # [problems, samples]: had a second attempt
+    return torch.sigmoid(verdict[..., 0] - verdict[..., 1]) if renormalise else verdict[..., 0].exp()
 
 
 def solve(
     run: Run,
     problems: Sequence[Problem],
     samples: int,
-    rounds: int,
     config: Config,
     temperature: float | None = None,
     generator: torch.Generator | None = None,
-) -> Paths:
-    """Section 3.5: attempt, decide, and on [refine] go on in the same answer, at most ``rounds`` times."""
+) -> Attempts:
+    """Section 3.5: attempt, decide, and on [refine] go on in the same answer; one that has ended repeats its last."""
     refine = run.policy.token(config.refine)
     draw = partial(run.sample, temperature=temperature, generator=generator, stop=(refine,))
-    grid = [(i, k) for i in range(len(problems)) for k in range(samples)]
     turns = [draw([prompts.solve(p) for p in problems], samples)]
-    seen = [verdicts(run, [turns[0][i][k].written for i, k in grid], refine).view(len(problems), samples, 2)]
-    for _ in range(rounds):
-        turn, verdict = [list(row) for row in turns[-1]], seen[-1].clone()
-        if config.decision == "sampled":
-            asked = [(i, k) for i, k in grid if turn[i][k].ids[-1] == refine]
-        else:
-            asked = [(i, k) for i, k in grid if not turn[i][k].truncated and verdict[i, k, 1] > verdict[i, k, 0]]
-        drawn = [c for (c,) in draw([(*turn[i][k].written, refine) for i, k in asked], 1)] if asked else []
-        decided = verdicts(run, [c.written for c in drawn], refine) if asked else []
-        for (i, k), completion, pair in zip(asked, drawn, decided, strict=True):
-            turn[i][k], verdict[i, k] = completion, pair
+    going = [(i, k) for i in range(len(problems)) for k in range(samples)]
+    for _ in range(config.rounds):
+        turn = [list(row) for row in turns[-1]]
+        decided = verdicts(run, [turn[i][k].written for i, k in going], refine).tolist()
+        asks = [again > end and not turn[i][k].truncated for (i, k), (end, again) in zip(going, decided, strict=True)]
+        going = [cell for cell, ask in zip(going, asks, strict=True) if ask]
+        drawn = draw([(*turn[i][k].written, refine) for i, k in going], 1)
+        for (i, k), (completion,) in zip(going, drawn, strict=True):
+            turn[i][k] = completion
         turns.append(turn)
-        seen.append(verdict)
-    rewards = torch.stack([run.rewards(problems, turn) for turn in turns])
-    refined = np.array([[a is not b for a, b in zip(*rows, strict=True)] for rows in zip(*turns[:2], strict=True)])
-    return Paths(Attempts(list(problems), turns, rewards), torch.stack(seen), refined)
+    return Attempts(list(problems), turns, torch.stack([run.rewards(problems, turn) for turn in turns]))
+
+
+def flat(rows: Sequence[Sequence]) -> list:
+    return [item for row in rows for item in row]
+
+
+def votes(run: Run, attempts: Attempts, config: Config) -> Metrics:
+    """Verification before and after refinement, and plain and weighted votes.
+
+    The confidence in a second attempt is read behind the question alone, x + y, as in training. Where the attempt
+    stands, behind another one and [refine], only right solutions were shown: there P(end) is always high.
+    """
+    refine, (first, final) = run.policy.token(config.refine), attempts.rewards[:2]
+    once, twice = map(flat, attempts.completions[:2])
+    sure = confidence(verdicts(run, [c.written for c in once], refine), config.renormalise)
+    pairs = list(zip(once, twice, strict=True))
+    again = [a is not b for a, b in pairs]
+    metrics: Metrics = {"auroc": auroc(sure, first.flatten() > 0), "auroc, chance": 0.5}
+    n = final.shape[1]
+    answers = [final_answers([c.text for c in group]) for group in attempts.completions[1]]
+    for name, written in (
+        ("weighted", [(*a.prompt, *b.answer) for a, b in pairs if a is not b]),
+        ("weighted in context", [b.written for a, b in pairs if a is not b]),
+    ):
+        sure[again] = confidence(verdicts(run, written, refine), config.renormalise)
+        metrics[f"auroc, {name}"] = auroc(sure, final.flatten() > 0)
+        rows = list(zip(answers, final.tolist(), sure.view_as(final).tolist(), strict=True))
+        for k in (k for k in (3, 5, 8) if k <= n):
+            metrics[f"maj@{k}"] = [majority_at_k(a, r, k) for a, r, _ in rows]
+            metrics[f"maj@{k} {name}"] = [majority_at_k(a, r, k, weights) for a, r, weights in rows]
+    return metrics
 
 
 def evaluate(run: Run, config: Config) -> Metrics:
-    """Accuracy before and after refinement, verification, and votes by plain and by confidence-weighted majority."""
+    """Accuracy before and after refinement, by turn, and ``votes``."""
     problems = load(config.task, config.eval_split, config.eval_problems, 0, config.data)
     generator = torch.Generator(run.policy.device).manual_seed(10_000 + run.seed)
-    n = config.eval_samples
-    paths = solve(run, problems, n, config.rounds, config, generator=generator)
-    greedy = solve(run, problems, 1, 1, config, temperature=0.0, generator=generator).attempts.rewards
-    (first, final), refined = paths.attempts.rewards[:2], paths.refined
-    once, twice = paths.attempts.completions[:2]
-    right, flat = first.bool().numpy(), [c for group in once for c in group]
-    sure = confidence(paths.verdicts, config)
-    length = np.array([[[len(c.ids) for c in group] for group in turn] for turn in (once, twice)])
-    metrics = turn_metrics(paths.attempts)
-    metrics |= {
+    attempts = solve(run, problems, config.eval_samples, config, generator=generator)
+    greedy = solve(run, problems, 1, config, temperature=0.0, generator=generator).rewards
+    once, twice = map(flat, attempts.completions[:2])
+    refined = torch.tensor([float(a is not b) for a, b in zip(once, twice, strict=True)]).view(len(problems), -1)
+    length = torch.tensor([[float(len(c.ids)) for c in turn] for turn in (once, twice)]).view(2, *refined.shape)
+    right = attempts.rewards[0].bool()
+    likelihood = [sum(c.logprobs[:-1]) / max(1, len(c.ids) - 1) for c in once]  # without the decision's
+    metrics = turn_metrics(attempts)
+    return {
+        **metrics,
         "accuracy": metrics["acc@t2"],
         "greedy": greedy[1, :, 0].tolist(),
         "greedy, first": greedy[0, :, 0].tolist(),
-        "pass@8": [pass_at_k(n, int(c), min(8, n)) for c in final.sum(1)],
         "refined": refined.mean(1).tolist(),
-        "refined, right": float(refined[right].mean()),
-        "refined, wrong": float(refined[~right].mean()),
-        "auroc": auroc(sure[0].flatten(), right.flatten()),
-        "auroc, likelihood": auroc([np.mean(c.logprobs[:-1] or [0.0]) for c in flat], right.flatten()),
-        "truncated": float(np.mean([c.truncated for c in flat])),
-        "tokens": float((length[0] + refined * length[1]).mean()),
+        "refined, right": refined[right].mean().item(),
+        "refined, wrong": refined[~right].mean().item(),
+        "auroc, likelihood": auroc(likelihood, right.flatten()),
+        "truncated": sum(c.truncated for c in once) / len(once),
+        "tokens": (length[0] + refined * length[1]).mean().item(),
+        **votes(run, attempts, config),
     }
-    answers = [final_answers([c.text for c in group]) for group in twice]
-    for k in (k for k in (3, 5, 8) if k <= n):
-        rows = list(zip(answers, final.tolist(), sure[1].tolist(), strict=True))
-        metrics[f"maj@{k}"] = [majority_at_k(a, r, k) for a, r, _ in rows]
-        metrics[f"maj@{k} weighted"] = [majority_at_k(a, r, k, weights) for a, r, weights in rows]
-    return metrics
 
 
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 
-def after_warm_up(run: Run, config: Config, lengths: Sequence[int]) -> Iterator[int]:
-    """Stage 0 (SFT), then the number of the stage (0, 1, ...) at each step of the stages of these ``lengths``.
+def stage_of(run: Run, step: int, config: Config) -> int:
+    """1 (verification) or 2 (correction).
 
     A stage begins with a new optimiser and a frozen copy "start" of the policy, its sampler and its reference.
     """
-    begins = [config.sft_steps + sum(lengths[:i]) for i in range(len(lengths))]
-    for step in run.steps(config.sft_steps + sum(lengths)):
-        if step < config.sft_steps:
-            batch = baselines.solution_batch(run, run.next_problems(config.prompts))
-            batch.fields["weight"] = baselines.token_mean(batch)
-            run.update(batch, baselines.nll)
-            continue
-        if step in begins:
-            run.policy.freeze_copy("start")
-            run.trainer.new_optimizer(config.stage_learning_rate)
-        yield sum(step >= begin for begin in begins) - 1
+    if step in (0, config.verify_iterations):
+        run.policy.freeze_copy("start")
+        run.trainer.new_optimizer()
+    return 1 if step < config.verify_iterations else 2
 
 
-def attempts(run: Run, config: Config, refine: int) -> Rollouts:
+def first_attempts(run: Run, config: Config, refine: int) -> Rollouts:
     """Solutions of the next problems by the stage's initial policy, up to their decision token."""
     problems = run.next_problems(config.prompts)
     chats = [prompts.solve(p) for p in problems]
     completions = run.sample(chats, config.samples, adapter="start", stop=(refine,))
     rollouts = Rollouts(problems, completions, run.rewards(problems, completions))
-    every, right = [c for group in completions for c in group], rollouts.rewards.flatten().bool()
-    run.log(reward=right.float().mean(), refined=np.mean([c.ids[-1] == refine for c in every]))
+    every, right = flat(completions), rollouts.rewards.flatten().bool()
+    run.log(reward=right.float().mean(), refined=sum(c.ids[-1] == refine for c in every) / len(every))
     if right.any() and not right.all():  # of the policy as it is now, on samples that it hasn't been trained on
         run.log(auroc=auroc(verdicts(run, [c.written for c in every], refine)[:, 0], right))
     return rollouts
 
 
-def pair_batch(run: Run, rollouts: Rollouts, kind: str, config: Config, refine: int) -> Batch:
+def pair_batch(run: Run, rollouts: Rollouts, stage: int, config: Config, refine: int) -> Batch:
     """Pairs of a step, chosen and rejected side by side, in shuffled order."""
     tokenizer = run.policy.tokenizer
     sequences, right = [], []
     for problem, group, rewards in zip(rollouts.problems, rollouts.completions, rollouts.rewards, strict=True):
-        y = tokenizer(problem.solution, add_special_tokens=False).input_ids if kind == CORRECT else None
+        y = tokenizer(problem.solution, add_special_tokens=False).input_ids if stage == 2 else None
         for completion, reward in zip(group, rewards.tolist(), strict=True):
             if completion.truncated:  # wrong by the limit: it would teach to refine at a length, not at a mistake
                 continue
@@ -283,6 +279,10 @@ def pair_batch(run: Run, rollouts: Rollouts, kind: str, config: Config, refine: 
             pair = make_pair(attempt, bool(reward), y, tokenizer.eos_token_id, refine)
             sequences.append([(completion.prompt, ids) for ids in pair])
             right.append(bool(reward))
+        if stage == 2 and config.reference_pairs:
+            pair = make_pair(y, True, y, tokenizer.eos_token_id, refine)
+            sequences.append([(group[0].prompt, ids) for ids in pair])
+            right.append(True)
     batch = Batch([s for i in balanced(right, config.max_ratio, run.rng) for s in sequences[i]])
     masks = [imitated(ids, refine) if n % 2 == 0 else [0.0] * len(ids) for n, (_, ids) in enumerate(batch.sequences)]
     batch.fields["weight"] = torch.tensor([m for mask in masks for m in mask])
@@ -290,11 +290,12 @@ def pair_batch(run: Run, rollouts: Rollouts, kind: str, config: Config, refine: 
     return batch
 
 
-def train_revise(run: Run, config: Config, stages: Sequence[tuple[str, int]]) -> None:
-    """``stages``: what the pairs of each teach, and its steps."""
+def revise(run: Run, config: Config) -> None:
+    """Section 3: verification, then correction."""
     refine = run.policy.token(config.refine)
-    for stage in after_warm_up(run, config, [length for _, length in stages]):
-        batch = pair_batch(run, attempts(run, config, refine), stages[stage][0], config, refine)
+    for step in run.steps(config.iterations):
+        stage = stage_of(run, step, config)
+        batch = pair_batch(run, first_attempts(run, config, refine), stage, config, refine)
         pairs = len(batch.sequences) // 2
         for rows in torch.arange(pairs).tensor_split(min(config.minibatches, pairs)) if pairs else ():
             mini = batch.select([r for i in rows.tolist() for r in (2 * i, 2 * i + 1)])
@@ -302,37 +303,14 @@ def train_revise(run: Run, config: Config, stages: Sequence[tuple[str, int]]) ->
             run.update(mini, partial(revise_loss, pairs=len(rows), config=config), together=2)
 
 
-def two_stages(config: Config) -> list[tuple[str, int]]:
-    """Verification, then correction."""
-    return [(VERIFY, config.verify_iterations), (CORRECT, config.iterations - config.verify_iterations)]
-
-
-def revise(run: Run, config: Config) -> None:
-    train_revise(run, config, two_stages(config))
-
-
-def no_preference(run: Run, config: Config) -> None:
-    """The SFT term alone: lambda = 0."""
-    revise(run, replace(config, preference_weight=0.0))
-
-
-def no_curriculum(run: Run, config: Config) -> None:
-    """Both at once: stage 2's pairs from the warm-up policy."""
-    train_revise(run, config, [(CORRECT, config.iterations)])
-
-
-def stage_one_only(run: Run, config: Config) -> None:
-    """Stage 1 twice, at equal samples: nothing teaches what to do behind [refine]."""
-    train_revise(run, config, [(VERIFY, length) for _, length in two_stages(config)])
-
-
 def rft(run: Run, config: Config) -> None:
-    """Likelihood of the different right samples, in the same stages from the same warm-up."""
+    """Likelihood of the different right samples, in two rounds as ReVISE."""
     refine, end = run.policy.token(config.refine), run.policy.tokenizer.eos_token_id
-    for _ in after_warm_up(run, config, [length for _, length in two_stages(config)]):
-        rollouts = attempts(run, config, refine)
+    for step in run.steps(config.iterations):
+        stage_of(run, step, config)
+        rollouts = first_attempts(run, config, refine)
+        every = flat(rollouts.completions)
         rows = rollouts.rewards.flatten().nonzero()[:, 0].tolist()
-        every = [c for group in rollouts.completions for c in group]
         right = Batch(list(dict.fromkeys((every[i].prompt, (*every[i].answer, end)) for i in rows)))
         for mini in right.split(config.minibatches, run.rng) if rows else ():
             mini.fields["weight"] = baselines.token_mean(mini)
@@ -340,10 +318,17 @@ def rft(run: Run, config: Config) -> None:
 
 
 def sft(run: Run, config: Config) -> None:
-    """As many optimiser steps as the other arms, each with new problems' reference solutions; nothing is sampled."""
-    baselines.train_sft(run, config.sft_steps + config.minibatches * config.iterations, config.prompts)
+    """Reference solutions of the same problems, as many optimiser steps as the other arms; nothing is sampled."""
+    run.problems = run.problems[: config.prompts * config.iterations]
+    baselines.train_sft(run, config.minibatches * config.iterations, config.prompts)
 
 
+def above(name: str, text: str, metric: str, other: str, published: str = "", arm: str = "revise") -> Claim:
+    """ReVISE's ``metric`` against the ``other`` one, of ReVISE or another arm."""
+    return Claim(name, text, ("revise", metric), (arm, other), published=published)
+
+
+AUROC, FINAL, VOTE = "auroc", "accuracy", "maj@5 weighted"
 ARMS = {"base": lambda run, config: None, "sft": sft, "rft": rft, "revise": revise}
 
 PAPER = Paper(
@@ -352,65 +337,19 @@ PAPER = Paper(
     arxiv="2502.14565",
     config=Config,
     arms=ARMS,
-    extra_arms={"no_curriculum": no_curriculum, "no_preference": no_preference, "stage_one_only": stage_one_only},
     evaluate=evaluate,
     columns=("accuracy", "acc@t1", "i_to_c", "c_to_i", "refined", "auroc", "maj@5", "maj@5 weighted", "tokens"),
     claims=(
-        Claim(
-            "verifies",
-            "[refine] follows wrong solutions more often than right ones",
-            ("revise", "refined, wrong"),
-            ("revise", "refined, right"),
-            published="AUROC 76.0 (1B)",
+        above(
+            "verifies", "P(end) tells right from wrong better than chance (AUROC)", AUROC, "auroc, chance", "76.0 (1B)"
         ),
-        Claim(
-            "better_than_likelihood",
-            "P(end) tells right from wrong better than the mean log-probability (AUROC)",
-            ("revise", "auroc"),
-            ("revise", "auroc, likelihood"),
+        above("better_than_likelihood", "... and than the mean log-probability", AUROC, "auroc, likelihood"),
+        above(
+            "refinement_gains", "Accuracy after refinement is above the first attempt's", FINAL, "acc@t1", "positive"
         ),
-        Claim(
-            "refinement_gains",
-            "Accuracy after refinement is above the first attempt's",
-            ("revise", "accuracy"),
-            ("revise", "acc@t1"),
-            published="positive",
-        ),
-        Claim(
-            "revise_over_sft",
-            "ReVISE ends above SFT",
-            ("revise", "accuracy"),
-            ("sft", "accuracy"),
-            published="+6.0 (1B), +3.4 (8B)",
-        ),
-        Claim(
-            "revise_over_rft",
-            "ReVISE ends above RFT at equal samples",
-            ("revise", "accuracy"),
-            ("rft", "accuracy"),
-            published="+1.9 (1B), +2.7 (8B)",
-        ),
-        Claim(
-            "confidence_helps_votes",
-            "The confidence-weighted vote of 5 beats the plain one",
-            ("revise", "maj@5 weighted"),
-            ("revise", "maj@5"),
-            published="positive",
-        ),
-        Claim(
-            "curriculum_helps",
-            "Verification first is better than both at once",
-            ("revise", "accuracy"),
-            ("no_curriculum", "accuracy"),
-            published="+5.5 (1B)",
-        ),
-        Claim(
-            "stage_two_helps",
-            "Stage 2 is better than stage 1 alone",
-            ("revise", "accuracy"),
-            ("stage_one_only", "accuracy"),
-            published="about +2 (1B)",
-        ),
+        above("revise_over_sft", "ReVISE ends above SFT", FINAL, FINAL, "+6.0 (1B), +3.4 (8B)", "sft"),
+        above("revise_over_rft", "ReVISE ends above RFT at equal samples", FINAL, FINAL, "+1.9 (1B), +2.7 (8B)", "rft"),
+        above("weighted_vote", "The confidence-weighted vote of 5 beats the plain one", VOTE, "maj@5", "positive"),
     ),
     published={"base": "5.7", "sft": "22.1", "rft": "26.2", "revise": "28.1"},
     published_setting="Llama-3.2-1B, GSM8K, Maj@1 (base: few-shot)",

@@ -10,9 +10,7 @@ import torch
 from conftest import random_model
 
 from papers.revise import (
-    CORRECT,
     PAPER,
-    VERIFY,
     Config,
     attempt_of,
     balanced,
@@ -20,9 +18,10 @@ from papers.revise import (
     imitated,
     make_pair,
     preference_loss,
+    revise,
     revise_loss,
     solve,
-    train_revise,
+    votes,
 )
 from repro.experiment import Run, run_arm, run_folder
 from repro.logprobs import completion_values
@@ -213,15 +212,15 @@ def test_a_step_on_a_wrong_solution_teaches_to_refine_and_not_to_imitate_it():
 class Scripted:
     """Stands for a run: the policy writes 30, 31, 32, ..., and refines ``asks`` times."""
 
-    def __init__(self, asks: int, drawn: int = REFINE):
-        self.asks, self.drawn, self.contexts, self.count = asks, drawn, [], 0
+    def __init__(self, asks: int):
+        self.asks, self.contexts, self.judged, self.count = asks, [], [], 0
         self.policy = SimpleNamespace(token=lambda text: REFINE, tokenizer=SimpleNamespace(eos_token_id=END))
 
     def sample(self, chats, samples, temperature, generator, stop):
         assert stop == (REFINE,)
         self.contexts.append(chats)
         prompts = [c if isinstance(c[0], int) else (7, 8) for c in chats]
-        ids = (30 + self.count, self.drawn)
+        ids = (30 + self.count, END)  # the likelier decision counts, not the sampled one
         self.count += 1
         return [[Completion(p, ids, (0.0, 0.0), str(ids[0]), False)] * samples for p in prompts]
 
@@ -230,6 +229,7 @@ class Scripted:
             refine = 0.6 if list(ids).count(REFINE) < self.asks else 0.1
             return [math.log(0.7 - refine), math.log(refine)]
 
+        self.judged += [prompt for prompt, _ in batch.sequences]
         return torch.tensor([log_probs(prompt) for prompt, _ in batch.sequences])
 
     def rewards(self, problems, completions):
@@ -239,43 +239,39 @@ class Scripted:
 @pytest.mark.parametrize(("asks", "rounds"), [(0, 3), (1, 3), (9, 1), (9, 3)])
 def test_the_loop_ends_at_the_limit_and_goes_on_in_the_same_answer(asks, rounds):
     run = Scripted(asks)
-    paths = solve(run, [Problem("q", "1")], 1, rounds, Config())
+    attempts = solve(run, [Problem("q", "1")], 1, Config(rounds=rounds))
     refinements = min(asks, rounds)
-    assert len(run.contexts) == 1 + refinements
-    last = paths.attempts.completions[-1][0][0]
-    assert last.text == str(30 + refinements)  # the text behind the last [refine]
-    assert list(last.written).count(REFINE) == refinements
+    turns = [turn[0][0] for turn in attempts.completions]
+    assert [int(c.text) for c in turns] == [30 + min(n, refinements) for n in range(rounds + 1)]
+    assert list(turns[-1].written).count(REFINE) == refinements  # the answer is the text behind the last one
     for n, contexts in enumerate(run.contexts[1:], 1):
         earlier = [token for i in range(n) for token in (30 + i, REFINE)]
-        assert list(contexts[0]) == [7, 8, *earlier]
-    assert len(paths.attempts.completions) == rounds + 1 and paths.refined.tolist() == [[asks > 0]]
-    assert (
-        paths.attempts.rewards[:, 0, 0].tolist()
-        == [float(n == 2) for n in [*range(refinements + 1), *[refinements] * 9]][: rounds + 1]
-    )
+        assert [list(c) for c in contexts] == ([[7, 8, *earlier]] if n <= refinements else [])
+    assert attempts.rewards[:, 0, 0].tolist() == [float(c.text == "32") for c in turns]
 
 
-def test_the_likelier_decision_or_the_sampled_one():
-    for drawn in (END, REFINE):
-        sampled = solve(Scripted(1, drawn), [Problem("q", "1")], 1, 1, Config(decision="sampled"))
-        likelier = solve(Scripted(1, drawn), [Problem("q", "1")], 1, 1, Config())
-        assert sampled.refined.tolist() == [[drawn == REFINE]] and likelier.refined.tolist() == [[True]]
+def test_a_second_attempt_is_judged_behind_the_question_alone():
+    run = Scripted(1)
+    attempts = solve(run, [Problem("q", "1")], 1, Config(rounds=1))
+    run.judged = []
+    metrics = votes(run, attempts, Config(eval_samples=1))
+    assert run.judged == [(7, 8, 30), (7, 8, 31), (7, 8, 30, REFINE, 31)]
+    assert metrics["auroc, chance"] == 0.5
 
 
 def test_confidence():
     verdict = torch.tensor([0.6, 0.2]).log()
-    assert confidence(verdict, Config()).item() == pytest.approx(0.6)
-    assert confidence(verdict, Config(renormalise=True)).item() == pytest.approx(0.75)
+    assert confidence(verdict, False).item() == pytest.approx(0.6)
+    assert confidence(verdict, True).item() == pytest.approx(0.75)
 
 
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 TINY = replace(
     Config.for_preset("tiny"),
-    sft_steps=2,
     iterations=3,
     verify_iterations=1,
-    prompts=4,
+    prompts=3,
     train_problems=64,
     eval_problems=6,
     eval_samples=3,
@@ -288,8 +284,8 @@ TINY = replace(
 def test_every_arm_runs(arm, tmp_path):
     result = run_arm(PAPER, TINY, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
-    assert result["budget"]["completions"] == (0 if arm in ("base", "sft") else 3 * 4 * 4)
-    assert result["budget"]["optimizer_steps"] <= 2 + 3 * 4
+    assert result["budget"]["completions"] == (0 if arm in ("base", "sft") else 3 * 3 * 4)
+    assert result["budget"]["optimizer_steps"] <= 3 * 4
     json.dumps(result["per_problem"])
     assert len(result["per_problem"]["maj@3 weighted"]) == 6
     gain, fixed, broken = (result["metrics"][name]["value"] for name in ("delta", "i_to_c", "c_to_i"))
@@ -303,25 +299,24 @@ class Killed(Exception):
 
 
 def test_a_run_killed_inside_a_stage_ends_alike(tmp_path):
-    """The stage's frozen copy and new optimiser come back: stages begin at steps 2 and 3, the kill is in step 4."""
-    stages = [(VERIFY, 1), (CORRECT, 2)]
+    """The stage's frozen copy and new optimiser come back: stages begin at steps 0 and 1, the kill is in step 2."""
     whole = Run(PAPER, "revise", 0, TINY, tmp_path / "whole")
     cut = Run(PAPER, "revise", 0, TINY, tmp_path / "cut")
     for run in (whole, cut):
         run.folder.mkdir()
-    train_revise(whole, TINY, stages)
+    revise(whole, TINY)
 
     def die(*args, **kwargs):
-        if cut.step == 4:
+        if cut.step == 2:
             raise Killed
         return sample(*args, **kwargs)
 
     sample, cut.sample = cut.sample, die
     with pytest.raises(Killed):
-        train_revise(cut, TINY, stages)
+        revise(cut, TINY)
     again = Run(PAPER, "revise", 0, TINY, tmp_path / "cut")
-    assert again.step == 4 and again.policy.copies == ["start"]
-    train_revise(again, TINY, stages)
+    assert again.step == 2 and again.policy.copies == ["start"]
+    revise(again, TINY)
     a, b = whole.policy.adapter_state(), again.policy.adapter_state()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert whole.history == again.history
@@ -330,5 +325,5 @@ def test_a_run_killed_inside_a_stage_ends_alike(tmp_path):
 def test_refine_must_be_one_token(tmp_path):
     run = Run(PAPER, "revise", 0, replace(TINY, refine="two words"), tmp_path)
     with pytest.raises(ValueError, match="must be one token"):
-        train_revise(run, run.config, [(VERIFY, 1)])
+        revise(run, run.config)
     assert not run_folder(PAPER, TINY, "revise", 0, str(tmp_path)).exists()
