@@ -208,7 +208,7 @@ def votes(run: Run, attempts: Attempts, config: Config) -> Metrics:
         rows = list(zip(answers, final.tolist(), sure.view_as(final).tolist(), strict=True))
         for k in (k for k in (3, 5, 8) if k <= n):
             metrics[f"maj@{k}"] = [majority_at_k(a, r, k) for a, r, _ in rows]
-            metrics[f"maj@{k} {name}"] = [majority_at_k(a, r, k, weights) for a, r, weights in rows]
+            metrics[f"maj@{k}, {name}"] = [majority_at_k(a, r, k, weights) for a, r, weights in rows]
     return metrics
 
 
@@ -328,7 +328,8 @@ def above(name: str, text: str, metric: str, other: str, published: str = "", ar
     return Claim(name, text, ("revise", metric), (arm, other), published=published)
 
 
-AUROC, FINAL, VOTE = "auroc", "accuracy", "maj@5 weighted"
+AUROC, FINAL, VOTE = "auroc", "accuracy", "maj@5, weighted"
+VOTES = ("accuracy", *(f"maj@{k}{how}" for k in (3, 5, 8) for how in ("", ", weighted")))
 ARMS = {"base": lambda run, config: None, "sft": sft, "rft": rft, "revise": revise}
 
 PAPER = Paper(
@@ -338,7 +339,7 @@ PAPER = Paper(
     config=Config,
     arms=ARMS,
     evaluate=evaluate,
-    columns=("accuracy", "acc@t1", "i_to_c", "c_to_i", "refined", "auroc", "maj@5", "maj@5 weighted", "tokens"),
+    columns=("accuracy", "acc@t1", "i_to_c", "c_to_i", "refined", "auroc", "maj@5", "maj@5, weighted", "tokens"),
     claims=(
         above(
             "verifies", "P(end) tells right from wrong better than chance (AUROC)", AUROC, "auroc, chance", "76.0 (1B)"
@@ -357,7 +358,7 @@ PAPER = Paper(
     panels=(
         Panel("AUROC of P(end), new training samples", ("auroc",), arms=("rft", "revise")),
         Panel("accuracy by attempts allowed", ("acc@t1", "acc@t2", "acc@t3", "acc@t4"), kind="turns"),
-        Panel("accuracy", ("acc@t1", "accuracy", "maj@5", "maj@5 weighted"), kind="bars"),
+        Panel("accuracy of a vote over K samples", VOTES, kind="bars", arms=("rft", "revise")),
     ),
 )
 

@@ -287,7 +287,7 @@ def test_every_arm_runs(arm, tmp_path):
     assert result["budget"]["completions"] == (0 if arm in ("base", "sft") else 3 * 3 * 4)
     assert result["budget"]["optimizer_steps"] <= 3 * 4
     json.dumps(result["per_problem"])
-    assert len(result["per_problem"]["maj@3 weighted"]) == 6
+    assert len(result["per_problem"]["maj@3, weighted"]) == 6
     gain, fixed, broken = (result["metrics"][name]["value"] for name in ("delta", "i_to_c", "c_to_i"))
     assert gain == pytest.approx(fixed - broken)
     accuracy, first = (result["metrics"][name]["value"] for name in ("accuracy", "acc@t1"))
