@@ -72,15 +72,13 @@ class Config(RunConfig):
     """Scale of the log-ratios in the preference term (code: TRL's default 0.1)."""
     max_ratio: float = 2.0
     """At most so many pairs of the larger class, right or wrong, for each of the smaller (ours)."""
-    reference_pairs: bool = False
-    """Stage 2 has a pair for each reference solution too: end, not [refine] (code: a flag, off)."""
     renormalise: bool = False
     """Confidence P(end) / (P(end) + P(refine)) in place of P(end) (paper: P(end))."""
     rounds: int = 3
     """Refinements at test time; all numbers but acc@t3, acc@t4, ... are after at most one, as trained."""
 
     PRESETS = {  # noqa: RUF012
-        "tiny": {"iterations": 30},
+        "tiny": {"iterations": 30, "learning_rate": 1e-3, "eval_problems": 256},
         "smol": {"refine": "Wait", "verify_iterations": 4},
         "gpu": {"refine": "Wait", "verify_iterations": 30, "learning_rate": 5e-5},
     }
@@ -279,10 +277,6 @@ def pair_batch(run: Run, rollouts: Rollouts, stage: int, config: Config, refine:
             pair = make_pair(attempt, bool(reward), y, tokenizer.eos_token_id, refine)
             sequences.append([(completion.prompt, ids) for ids in pair])
             right.append(bool(reward))
-        if stage == 2 and config.reference_pairs:
-            pair = make_pair(y, True, y, tokenizer.eos_token_id, refine)
-            sequences.append([(group[0].prompt, ids) for ids in pair])
-            right.append(True)
     batch = Batch([s for i in balanced(right, config.max_ratio, run.rng) for s in sequences[i]])
     masks = [imitated(ids, refine) if n % 2 == 0 else [0.0] * len(ids) for n, (_, ids) in enumerate(batch.sequences)]
     batch.fields["weight"] = torch.tensor([m for mask in masks for m in mask])
