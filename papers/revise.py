@@ -280,7 +280,6 @@ def pair_batch(run: Run, rollouts: Rollouts, stage: int, config: Config, refine:
     batch = Batch([s for i in balanced(right, config.max_ratio, run.rng) for s in sequences[i]])
     masks = [imitated(ids, refine) if n % 2 == 0 else [0.0] * len(ids) for n, (_, ids) in enumerate(batch.sequences)]
     batch.fields["weight"] = torch.tensor([m for mask in masks for m in mask])
-    batch.fields["start_logp"] = run.values(batch, adapter="start")
     return batch
 
 
@@ -294,6 +293,7 @@ def revise(run: Run, config: Config) -> None:
         for rows in torch.arange(pairs).tensor_split(min(config.minibatches, pairs)) if pairs else ():
             mini = batch.select([r for i in rows.tolist() for r in (2 * i, 2 * i + 1)])
             mini.fields["weight"] /= mini.fields["weight"].sum()  # mean over the imitated tokens
+            mini.fields["start_logp"] = run.values(mini, adapter="start")
             run.update(mini, partial(revise_loss, pairs=len(rows), config=config), together=2)
 
 
