@@ -24,7 +24,9 @@ How this differs from the paper and why.
   other (ours): else a weak model always refines.
 - Temperature 1 without top-p (paper: 0.7 and 0.9 for training data, not known for the test). At the verification
   position the likelier of the two tokens decides.
-- Constant learning rate after the warm-up in place of a cosine; the last checkpoint, not the one with the best loss.
+- The confidence in a second attempt is read behind the question alone, as in training: where it stands, P(end) is
+  near 1 whatever it says, since training shows nothing but references there.
+- Constant learning rate in place of a cosine; the last checkpoint, not the one with the best loss.
 - RFT draws a second round from the policy after the first, as ReVISE does; the paper's draws once. SFT passes four
   times over the references of the problems that the others sample on.
 
@@ -33,6 +35,20 @@ Commands.
     repro run revise --seeds 5                       # with intervals over seeds
     repro run revise --arms revise --rounds 4        # more refinements at test time
     repro run revise --preset gpu                    # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
+
+Expected (tiny): 5 minutes a seed on one core, under 1.5 GB (results/revise).
+
+What was found. The decision is learnt: AUROC 74 (base: 46); wrong solutions are refined in 49 %, right ones in 15 %.
+Refinement gains 0.5 points [-2.5, +2.8], which isn't settled: +0.9 to +1.8 in four seeds, -3.0 in the one that refines
+most. It fixes 28 % of the wrong solutions that it touches and breaks 45 % of the right ones: in training what stands
+before [refine] was always wrong. More rounds change nothing, a second attempt is hardly ever refined. The likelihood is
+the better verifier here (93). The weighted vote doesn't gain (-0.3 [-0.9, +0.4]); solutions with a low P(end) have
+already been refined. Read in the context the confidence in final solutions would be worse than chance (AUROC 41, not
+73). ReVISE ends below RFT and SFT already with its first attempts (66 against 71 and 82), probably since the decision's
+gradients are far larger than those of right solutions and take up most of a step of Adam; and SFT's references are in
+the base's own style. Tried on validation (one seed; first -> final): learning rate 5e-4 with lambda 1 and 15 steps of
+stage 1, 50.9 -> 54.8; reference solutions as further pairs of stage 2, 67.1 -> 69.4; as set here, 63.5 -> 67.6; after
+an SFT warm-up of 40 steps, 77.6 -> 76.8: hardly anything but slips is left to verify.
 """
 
 from __future__ import annotations
@@ -338,7 +354,7 @@ PAPER = Paper(
         above(
             "verifies", "P(end) tells right from wrong better than chance (AUROC)", AUROC, "auroc, chance", "76.0 (1B)"
         ),
-        above("better_than_likelihood", "... and than the mean log-probability", AUROC, "auroc, likelihood"),
+        above("better_than_likelihood", "P(end) does so better than the log-probability", AUROC, "auroc, likelihood"),
         above(
             "refinement_gains", "Accuracy after refinement is above the first attempt's", FINAL, "acc@t1", "positive"
         ),
