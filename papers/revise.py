@@ -351,13 +351,9 @@ PAPER = Paper(
     evaluate=evaluate,
     columns=("accuracy", "acc@t1", "i_to_c", "c_to_i", "refined", "auroc", "maj@5", "maj@5, weighted", "tokens"),
     claims=(
-        above(
-            "verifies", "P(end) tells right from wrong better than chance (AUROC)", AUROC, "auroc, chance", "76.0 (1B)"
-        ),
-        above("better_than_likelihood", "P(end) does so better than the log-probability", AUROC, "auroc, likelihood"),
-        above(
-            "refinement_gains", "Accuracy after refinement is above the first attempt's", FINAL, "acc@t1", "positive"
-        ),
+        above("verifies", "P(end) tells right from wrong (AUROC above chance)", AUROC, "auroc, chance", "76.0 (1B)"),
+        above("better_than_likelihood", "P(end) does so better than the likelihood", AUROC, "auroc, likelihood"),
+        above("refinement_gains", "Accuracy ends above that of the first attempt", FINAL, "acc@t1", "positive"),
         above("revise_over_sft", "ReVISE ends above SFT", FINAL, FINAL, "+6.0 (1B), +3.4 (8B)", "sft"),
         above("revise_over_rft", "ReVISE ends above RFT at equal samples", FINAL, FINAL, "+1.9 (1B), +2.7 (8B)", "rft"),
         above("weighted_vote", "The confidence-weighted vote of 5 beats the plain one", VOTE, "maj@5", "positive"),
