@@ -175,22 +175,27 @@ class Run:
 
     def sample(
         self,
-        chats: Sequence[Chat],
+        chats: Sequence[Chat | Sequence[int]],
         samples: int,
         temperature: float | None = None,
         adapter: str | None = "policy",
         generator: torch.Generator | None = None,
+        stop: Sequence[int] = (),
     ) -> list[list[Completion]]:
-        """``samples`` completions of each conversation, by the policy or by another adapter (None: the reference)."""
+        """``samples`` completions of each conversation, by the policy or by another adapter (None: the reference).
+
+        A conversation may be given as token ids: what the policy wrote before is then gone on with token by token.
+        ``stop``: further tokens that end a completion.
+        """
         temperature = self.config.temperature if temperature is None else temperature
         with self.phase("sample"), self.policy.sampling(adapter) as model:
             completions = sample(
                 model,
                 self.policy.tokenizer,
-                [self.policy.encode(chat) for chat in chats],
+                [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats],
                 samples,
                 Decoding(temperature=temperature, max_new_tokens=self.config.max_new_tokens),
-                self.policy.stop_ids,
+                [*self.policy.stop_ids, *stop],
                 generator or self.generator,
                 self.config.rows_per_batch,
             )

@@ -31,6 +31,21 @@ def majority(answers: Sequence[str | None], weights: Sequence[float] | None = No
     return max(votes, key=votes.__getitem__) if votes else None
 
 
+def majority_at_k(
+    answers: Sequence[str | None], right: Sequence[float], k: int, weights: Sequence[float] | None = None
+) -> float:
+    """Accuracy of the (weighted) majority of ``k`` answers, mean over all runs of k neighbours among them (cyclic).
+
+    Equal answers are written alike; ``right`` is 1 or 0 for each.
+    """
+    total = 0.0
+    for start in range(len(answers)):
+        window = [(start + j) % len(answers) for j in range(k)]
+        winner = majority([answers[i] for i in window], weights and [weights[i] for i in window])
+        total += 0.0 if winner is None else right[answers.index(winner)]
+    return total / len(answers)
+
+
 def self_correction(first: Sequence[bool], second: Sequence[bool], changed: Sequence[bool]) -> dict[str, np.ndarray]:
     """Per-problem values whose means are the metrics of SCoRe (arXiv 2409.12917, section 3).
 

@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 FollowUp = Callable[[Problem, Sequence[str]], Chat]  # a problem and the attempts so far -> what is asked next
 
 
+def final_answers(texts: Sequence[str]) -> list[str | None]:
+    """The texts' final answers; equal ones are written alike (as the first of them), None where there is none."""
+    found: list[str | None] = []
+    for text in texts:
+        answer = extract_answer(text)
+        known = [a for a in found if a is not None and answer is not None]
+        found.append(next((a for a in known if a == answer or equivalent(a, answer)), answer))
+    return found
+
+
 @dataclass
 class Attempts:
     """``turns`` attempts in a row: completions[turn][problem][sample], rewards [turns, problems, samples]."""
@@ -35,13 +45,8 @@ class Attempts:
         return [turn[problem][sample].text for turn in self.completions]
 
     def answers(self, problem: int, sample: int) -> list[str | None]:
-        """Their final answers; equal ones are written alike (as the first of them), None where there is none."""
-        found: list[str | None] = []
-        for text in self.texts(problem, sample):
-            answer = extract_answer(text)
-            known = [a for a in found if a is not None and answer is not None]
-            found.append(next((a for a in known if a == answer or equivalent(a, answer)), answer))
-        return found
+        """Their final answers (see ``final_answers``)."""
+        return final_answers(self.texts(problem, sample))
 
 
 def retry(problem: Problem, attempts: Sequence[str]) -> Chat:

@@ -179,6 +179,13 @@ class Policy:
         )
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
+    def token(self, text: str) -> int:
+        """Id of a text that is one token. Raises ConfigError for any other."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        if len(ids) != 1:
+            raise ConfigError(f"{text!r} must be one token of the model's tokenizer, not {len(ids)}")
+        return ids[0]
+
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, for ``PeftModel.from_pretrained`` and others."""
         self.model.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)

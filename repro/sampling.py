@@ -29,6 +29,16 @@ class Completion:
     text: str
     truncated: bool
 
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The ids without the stop token, of a completion that doesn't end with a stop string."""
+        return self.ids if self.truncated else self.ids[:-1]
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Prompt and answer: what another completion can go on from."""
+        return (*self.prompt, *self.answer)
+
 
 @dataclass(frozen=True)
 class Decoding:

@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from repro.metrics import auroc, confidence_critique, interval, majority, pass_at_k, self_correction, verdict
+from repro.metrics import (
+    auroc,
+    confidence_critique,
+    interval,
+    majority,
+    majority_at_k,
+    pass_at_k,
+    self_correction,
+    verdict,
+)
 
 
 def test_pass_at_k_worked_numbers():
@@ -29,6 +38,24 @@ def test_majority():
     assert majority(["12", "12", "15", "12"]) == "12"
     assert majority(["b", "a", None, None, None]) == "b"
     assert majority([None]) is None
+
+
+def test_majority_at_k_is_the_mean_over_neighbours():
+    answers, right, weights = ["12", "12", "15", "12"], [0, 0, 1, 0], [0.2, 0.3, 0.9, 0.3]
+    assert majority_at_k(answers, right, 4, weights) == 1 and majority_at_k(answers, right, 4) == 0
+    # 12 12 15 | 12 15 12 | 15 12 12 | 12 12 12: weighted 15 wins the first three
+    assert majority_at_k(answers, right, 3, weights) == pytest.approx(3 / 4)
+    assert majority_at_k(answers, right, 1) == pytest.approx(1 / 4)
+    assert majority_at_k([None, "7"], [0, 1], 2) == 1 and majority_at_k([None], [0], 1) == 0
+
+
+def test_equal_weights_are_the_plain_majority():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        answers = [str(a) for a in rng.integers(0, 3, 5)]
+        right = [float(a == "0") for a in answers]
+        for k in (1, 3, 5):
+            assert majority_at_k(answers, right, k, [0.4] * 5) == majority_at_k(answers, right, k)
 
 
 def test_self_correction_identities():

@@ -76,3 +76,18 @@ def test_each_turn_sees_the_attempts_before_it(tmp_path):
                 assert list(made.completions[t][i][k].prompt) == run.policy.encode(chat)
                 assert [m["content"] for m in chat[1::2]] == texts[:t]
     assert prompts.RETRY in retry(problems[0], ["x"])[-1]["content"]
+
+
+def test_an_answer_goes_on_from_its_ids_up_to_a_further_stop_token(tmp_path):
+    paper = Paper("none", "", "", RunConfig, {}, ())
+    run = Run(paper, "base", 0, RunConfig(max_new_tokens=48, train_problems=8), tmp_path)
+    chats = [prompts.solve(p) for p in run.next_problems(3)]
+    newline = run.policy.token("\n")
+    whole = run.sample(chats, 1, temperature=0.0)
+    first = run.sample(chats, 1, temperature=0.0, stop=(newline,))
+    assert all(c.ids.index(newline) == len(c.ids) - 1 and not c.truncated for (c,) in first)
+    assert [c.written for (c,) in first] == [(*c.prompt, *c.ids[:-1]) for (c,) in first]
+    rest = run.sample([(*c.written, newline) for (c,) in first], 1, temperature=0.0)
+    for (a,), (b,), (c,) in zip(whole, first, rest, strict=True):
+        assert a.ids[: len(b.ids)] == b.ids and (*b.ids, *c.ids)[:48] == a.ids
+        assert c.prompt == (*a.prompt, *b.ids)

@@ -143,3 +143,9 @@ def test_base_models_without_pad_token_or_chat_template(tmp_path):
     ids = policy.encode([{"role": "user", "content": "Compute 1+2."}])
     assert policy.tokenizer.decode(ids) == "Compute 1+2.\n\n"
     assert policy.tokenizer.pad_token_id is not None
+
+
+def test_a_text_that_is_one_token(tiny):
+    assert tiny.token(tiny.tokenizer.eos_token) == tiny.tokenizer.eos_token_id
+    with pytest.raises(ConfigError, match="must be one token"):
+        tiny.token("two words")
