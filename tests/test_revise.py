@@ -201,7 +201,8 @@ def test_a_step_on_a_wrong_solution_teaches_to_refine_and_not_to_imitate_it():
     revise_loss(completion_values(model, sequences), fields, 1, Config()).backward()
     with torch.no_grad():
         for p in model.parameters():
-            p -= 0.01 * p.grad
+            if p.grad is not None:
+                p -= 0.01 * p.grad
         after = margin()
     assert (after[0] - after[1]) > (before[0] - before[1])
 
