@@ -100,7 +100,7 @@ class Config(RunConfig):
     sft_learning_rate: float = 1e-3
     """On what SRT or RFT collected; ``learning_rate`` is that of phase 2 and SDFT (code: 5e-6 for both, no LoRA)."""
     online_learning_rate: float = 5e-4
-    """Of GRPO and online RFT (ours; at 1e-3 on validation GRPO had 70.5 % in place of 71.6, online RFT 73.8 of 75.0)."""
+    """Of GRPO and online RFT (ours; at 1e-3 on validation GRPO had 70.5 %, not 71.6, online RFT 73.8, not 75.0)."""
     clip: float = 0.2
     """GRPO's clip range (its paper doesn't state one; 0.2 as in public trainers)."""
 
