@@ -124,6 +124,26 @@ def test_the_detached_log_ratio_gives_the_gradient_of_reverse_kl():
     assert estimate.tolist() == pytest.approx(exact.tolist(), abs=1e-9)
 
 
+def test_the_bonus_weighs_the_second_turn_and_changes_no_direction():
+    """Given the first attempt -alpha r1 is a constant, so that on average only the factor 1 + alpha is left of it."""
+    first = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    logits = torch.tensor([[0.2, -0.1], [0.5, 0.4]], dtype=torch.float64, requires_grad=True)
+    logp = logits.log_softmax(-1)  # of the second answer after each first one; answer 1 is right
+    gradients = []
+    for alpha in (0.0, 10.0):
+        total = torch.zeros_like(logits)
+        for a1, b1, a2, b2 in np.ndindex(2, 2, 2, 2):  # two conversations, (a1, a2) and (b1, b2)
+            rewards = torch.tensor([[[a1, b1]], [[a2, b2]]]).double()
+            advantage = leave_one_out(stage_two_returns(rewards, torch.zeros(2, 1, 2), replace(PLAIN, alpha=alpha)))
+            probability = first[a1] * first[b1] * (logp[a1, a2] + logp[b1, b2]).exp().item()
+            objective = (advantage[1, 0] * torch.stack([logp[a1, a2], logp[b1, b2]])).mean()
+            total += probability * torch.autograd.grad(objective, logits, retain_graph=True)[0]
+        gradients.append(total)
+    expected = (first[:, None] * logp.exp())[:, 1].sum()
+    (exact,) = torch.autograd.grad(expected, logits)
+    assert torch.allclose(gradients[0], exact) and torch.allclose(gradients[1], 11 * exact)
+
+
 # --- the paper's table ------------------------------------------------------------------------------------------------
 
 MATH = [  # Acc@t1, Acc@t2, delta, i->c, c->i in percent
