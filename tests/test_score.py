@@ -319,7 +319,7 @@ def test_every_arm_runs(arm, tmp_path):
         assert 0 <= values.get("training changed", 0) <= 1
 
 
-@pytest.mark.parametrize(("arm", "stop"), [("score", 2), ("star", 3)])
+@pytest.mark.parametrize(("arm", "stop"), [("score", 2), ("star", 2), ("pair_sft", 4)])
 def test_stopped_within_a_stage_it_ends_like_an_uninterrupted_run(arm, stop, tmp_path, monkeypatch):
     """Stopped after the work of a step and before it is saved, where a stage has just begun."""
     config = replace(TINY, eval_problems=2)
