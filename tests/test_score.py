@@ -8,10 +8,11 @@ import torch
 from conftest import perturb
 
 from papers.score import (
+    LEARNING,
     PAPER,
     Config,
-    last_turn_returns,
     leave_one_out,
+    own_returns,
     reinforce,
     stage_one_returns,
     stage_two_returns,
@@ -85,19 +86,19 @@ def test_stage_one_without_its_kl_leaves_the_first_turn_alone():
     assert at_the_base[0].abs().max() == 0
 
 
-def test_only_plain_rl_pays_the_first_turn_for_the_second():
+@pytest.mark.parametrize("objective", [stage_one_returns, stage_two_returns])
+def test_the_first_turn_is_blind_to_what_the_second_earns(objective):
     rewards, log_ratio = draw()
     flipped = torch.stack([rewards[0], 1 - rewards[1]])
-    for objective, blind in ((stage_two_returns, True), (stage_one_returns, True), (last_turn_returns, False)):
-        before, after = (leave_one_out(objective(r, log_ratio, Config())) for r in (rewards, flipped))
-        assert torch.equal(before[0], after[0]) == blind
-        assert not torch.equal(before[1], after[1])
+    before, after = (leave_one_out(objective(r, log_ratio, Config())) for r in (rewards, flipped))
+    assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
 def test_without_the_bonus_the_second_turn_is_plain_rloo():
     rewards, log_ratio = draw()
     plain = leave_one_out(rewards[1])
     no_bonus = stage_two_returns(rewards, log_ratio, replace(PLAIN, alpha=0.0))
+    assert torch.equal(no_bonus, own_returns(rewards, log_ratio, PLAIN))
     assert torch.equal(leave_one_out(no_bonus)[1], plain)
     same_first = torch.stack([torch.ones_like(rewards[0]), rewards[1]])  # alike in a group: a common factor is left
     bonus = leave_one_out(stage_two_returns(same_first, log_ratio, PLAIN))
@@ -281,7 +282,7 @@ def table_rl(seed: int, score: bool, answers: int = 4, samples: int = 32, steps:
         logp = torch.stack([first.gather(1, y1), second.gather(2, y2[..., None])[..., 0]])
         rewards = torch.stack([y1 == right, y2 == right]).float()
         stage = stage_one_returns if step < steps // 2 else stage_two_returns
-        objective = stage if score else last_turn_returns
+        objective = stage if score else own_returns
         log_ratio = logp.detach() + np.log(answers)  # the reference is uniform
         advantage = leave_one_out(objective(rewards, log_ratio, Config(beta2=1.0)))
         optimizer.zero_grad()
@@ -309,14 +310,14 @@ def test_every_arm_runs(arm, tmp_path):
     result = run_arm(PAPER, config, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
     assert result["budget"]["completions"] == (0 if arm == "base" else 2 * 3 * 4 * 2)
-    steps = {"base": 0, "star": 4}.get(arm, 2)
-    assert result["budget"]["optimizer_steps"] == steps
+    steps = result["budget"]["optimizer_steps"]
+    assert steps <= 4 if arm == "star" else steps == (0 if arm == "base" else 2)  # a round of STaR may find no trace
     values = {name: found["value"] for name, found in result["metrics"].items()}
     for suffix in ("", ", sampled"):
         acc1, acc2, fixed, broken = (values[f"{n}{suffix}"] for n in ("acc@t1", "acc@t2", "i_to_c", "c_to_i"))
         assert acc2 - acc1 == pytest.approx(values[f"delta{suffix}"]) == pytest.approx(fixed - broken)
-    if steps and arm != "single_turn_rl":
-        assert 0 <= values.get("training changed", 0) <= 1
+    if arm in LEARNING:
+        assert 0 <= values["training changed"] <= 1
 
 
 @pytest.mark.parametrize(("arm", "stop"), [("score", 2), ("star", 2), ("pair_sft", 4)])
