@@ -304,12 +304,14 @@ def test_score_decouples_the_attempts_where_plain_rl_repeats_the_first():
 # --- whole arms -------------------------------------------------------------------------------------------------------
 
 
+SMALL = replace(TINY, iterations=2, prompts=2, eval_problems=4, eval_samples=1)
+
+
 @pytest.mark.parametrize("arm", PAPER.all_arms)
 def test_every_arm_runs(arm, tmp_path):
-    config = replace(TINY, iterations=2)
-    result = run_arm(PAPER, config, arm, 0, str(tmp_path))
+    result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
-    assert result["budget"]["completions"] == (0 if arm == "base" else 2 * 3 * 4 * 2)
+    assert result["budget"]["completions"] == (0 if arm == "base" else 2 * 2 * 4 * 2)
     steps = result["budget"]["optimizer_steps"]
     assert steps <= 4 if arm == "star" else steps == (0 if arm == "base" else 2)  # a round of STaR may find no trace
     values = {name: found["value"] for name, found in result["metrics"].items()}
@@ -320,14 +322,13 @@ def test_every_arm_runs(arm, tmp_path):
         assert 0 <= values["training changed"] <= 1
 
 
-@pytest.mark.parametrize(("arm", "stop"), [("score", 2), ("star", 2), ("pair_sft", 4)])
+@pytest.mark.parametrize(("arm", "stop"), [("score", 1), ("star", 4)])
 def test_stopped_within_a_stage_it_ends_like_an_uninterrupted_run(arm, stop, tmp_path, monkeypatch):
     """Stopped after the work of a step and before it is saved, where a stage has just begun."""
-    config = replace(TINY, eval_problems=2)
 
     def finish(out) -> dict:
-        run_arm(PAPER, config, arm, 0, str(out))
-        return torch.load(run_folder(PAPER, config, arm, 0, str(out)) / "checkpoint.pt", weights_only=True)
+        run_arm(PAPER, SMALL, arm, 0, str(out))
+        return torch.load(run_folder(PAPER, SMALL, arm, 0, str(out)) / "checkpoint.pt", weights_only=True)
 
     whole = finish(tmp_path / "whole")
     save = Run._save
@@ -344,13 +345,8 @@ def test_stopped_within_a_stage_it_ends_like_an_uninterrupted_run(arm, stop, tmp
     stopped = finish(tmp_path / "stopped")
     assert stopped["step"] == whole["step"] and stopped["budget"] == whole["budget"]
     assert all(torch.equal(whole["adapter"][k], stopped["adapter"][k]) for k in whole["adapter"])
-
-
-def test_stage_two_begins_with_a_new_optimizer(tmp_path):
-    config = replace(TINY, eval_problems=2)
-    run_arm(PAPER, config, "score", 0, str(tmp_path))
-    checkpoint = torch.load(run_folder(PAPER, config, "score", 0, str(tmp_path)) / "checkpoint.pt", weights_only=True)
-    assert checkpoint["step"] == 4 and checkpoint["trainer"]["steps"] == 2
+    if arm == "score":  # one step a stage, each with an optimiser of its own
+        assert whole["step"] == 2 and whole["trainer"]["steps"] == 1
 
 
 @pytest.mark.parametrize("settings", [{"samples": 1}, {"stage_one": 1.5}])
