@@ -13,7 +13,20 @@ import numpy as np
 from repro.experiment import Panel, Paper, check_claim
 from repro.metrics import interval
 
-PERCENT = ("accuracy", "greedy", "pass@", "maj@", "acc@", "delta", "i_to_c", "c_to_i", "changed", "truncated")
+PERCENT = (
+    "accuracy",
+    "greedy",
+    "pass@",
+    "maj@",
+    "acc@",
+    "vote@",
+    "any@",
+    "delta",
+    "i_to_c",
+    "c_to_i",
+    "changed",
+    "truncated",
+)
 Group = tuple[str, str, str]  # paper, preset, digest of the settings
 
 
