@@ -39,10 +39,9 @@ import torch
 
 from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
 from repro.baselines import nll
-from repro.experiment import Metrics, load
 from repro.multiturn import Attempts, converse, turn_metrics
 from repro.sampling import Completion
-from repro.tasks import Problem
+from repro.tasks import Problem, load
 from repro.training import Batch
 
 TURNS = 5  # attempts in the evaluation (paper)
@@ -147,8 +146,6 @@ def token_weights(lengths: Sequence[int], weights: torch.Tensor) -> torch.Tensor
 
 # --- collecting data ------------------------------------------------------------------------------------------------
 
-Improve = Callable[[Run, Config, Sequence[Problem], Sequence[prompts.Chat]], list[list[Completion]]]
-
 
 def best_of_n(run: Run, config: Config, problems: Sequence[Problem], chats: Sequence[prompts.Chat]) -> list:
     """Self-distillation: n further attempts by the learner itself at the same state."""
@@ -160,7 +157,7 @@ def teacher(run: Run, config: Config, problems: Sequence[Problem], chats: Sequen
     return run.sample([prompts.solve_with_reference(p) for p in problems], 1, TEACHER_TEMPERATURE, adapter=None)
 
 
-def trajectories(run: Run, config: Config, problems: list[Problem], improve: Improve = best_of_n) -> list:
+def trajectories(run: Run, config: Config, problems: list[Problem], improve: Callable = best_of_n) -> list:
     """On-policy attempts at each problem until one is right; at the last turn the improved one. Wrong ones stay."""
     made: list[list[Example]] = [[] for _ in problems]
     going = list(range(len(problems)))
@@ -174,9 +171,8 @@ def trajectories(run: Run, config: Config, problems: list[Problem], improve: Imp
         run.log(**{f"reward@t{turn}": rewards.mean(), f"best@t{turn}": rewards.max(1).values.mean()})
         for i, chat, group, row in zip(going, chats, groups, rewards.tolist(), strict=True):
             best = row.index(max(row))  # the first one of equals
-            prompt, done = run.policy.encode(chat), group[best]  # the student's prompt, whoever wrote the attempt
-            example = {"prompt": prompt, "response": list(done.ids), "text": done.text, "reward": row[best]}
-            made[i].append({"problem": problems[i].question, "turn": turn, **example})
+            prompt = run.policy.encode(chat)  # the learner's, whoever wrote the attempt
+            made[i].append(as_example(problems[i], turn, prompt, group[best], row[best]))
         going = [i for i in going if not made[i][-1]["reward"]]
     return made
 
@@ -184,20 +180,14 @@ def trajectories(run: Run, config: Config, problems: list[Problem], improve: Imp
 def first_attempts(run: Run, config: Config, problems: list[Problem]) -> list:
     """Several first attempts at each problem, in the form of a trajectory."""
     rollouts = run.rollout(problems, config.sft_samples)
-    return [
-        [
-            {
-                "problem": p.question,
-                "turn": 1,
-                "prompt": list(c.prompt),
-                "response": list(c.ids),
-                "text": c.text,
-                "reward": r,
-            }
-            for c, r in zip(group, row, strict=True)
-        ]
-        for p, group, row in zip(problems, rollouts.completions, rollouts.rewards.tolist(), strict=True)
-    ]
+    rows = zip(problems, rollouts.completions, rollouts.rewards.tolist(), strict=True)
+    return [[as_example(p, 1, c.prompt, c, r) for c, r in zip(group, row, strict=True)] for p, group, row in rows]
+
+
+def as_example(problem: Problem, turn: int, prompt: Sequence[int], done: Completion, reward: float) -> Example:
+    """One attempt with the token ids it was sampled as: text encoded anew may come out differently."""
+    ids = {"prompt": list(prompt), "response": list(done.ids)}
+    return {"problem": problem.question, "turn": turn, **ids, "text": done.text, "reward": reward}
 
 
 # --- the arms -------------------------------------------------------------------------------------------------------
@@ -247,7 +237,7 @@ def sft(run: Run, config: Config) -> None:
     fine_tune(run, replace(config, criteria="success", weight="none"), first_attempts)
 
 
-def rise(run: Run, config: Config, rounds: int = 1, improve: Improve = best_of_n, **changes) -> None:
+def rise(run: Run, config: Config, rounds: int = 1, improve: Callable = best_of_n, **changes) -> None:
     """RISE with other settings where ``changes`` names them."""
     fine_tune(run, replace(config, **changes), partial(trajectories, improve=improve), rounds)
 
@@ -264,7 +254,7 @@ ARMS = {
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def evaluate(run: Run, config: Config) -> Metrics:
+def evaluate(run: Run, config: Config) -> dict:
     """Five turns without an oracle on held-out problems, votes over them, and votes over parallel first attempts."""
     if run.arm == "self_refine":  # another prompt, the same model: it is asked to look for an error
         config = replace(config, follow_up="retry")
