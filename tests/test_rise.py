@@ -231,17 +231,27 @@ TINY = Config(
     samples=2,
     sft_samples=3,
     train_problems=64,
-    eval_problems=3,
+    eval_problems=2,
     eval_samples=5,
-    max_new_tokens=40,
+    max_new_tokens=32,
     learning_rate=1e-3,
 )
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    out = tmp_path_factory.mktemp("runs")
-    return out, {arm: run_arm(PAPER, TINY, arm, 0, str(out)) for arm in PAPER.all_arms}
+    """Every arm's result, and for every update of RISE: size of the data, are these the base's weights, steps done."""
+    out, seen = tmp_path_factory.mktemp("runs"), {}
+    original = rise.update
+
+    def watch(run, config, data, chosen):
+        at_base = all(p.abs().max() == 0 for n, p in run.policy.model.named_parameters() if "lora_B" in n)
+        seen.setdefault(run.arm, []).append((len(data), at_base, run.trainer.steps))
+        original(run, config, data, chosen)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rise, "update", watch)
+        return out, {arm: run_arm(PAPER, TINY, arm, 0, str(out)) for arm in PAPER.all_arms}, seen
 
 
 @pytest.mark.parametrize("arm", PAPER.all_arms)
@@ -265,23 +275,15 @@ def test_self_refine_is_the_base_with_another_prompt(results):
     assert base["acc@t1"] == refine["acc@t1"]
 
 
-def test_the_second_iteration_restarts_from_the_base_with_pooled_data(tmp_path, monkeypatch):
-    seen = []
-
-    def watch(run, config, data, chosen):
-        at_base = all(p.abs().max() == 0 for n, p in run.policy.model.named_parameters() if "lora_B" in n)
-        seen.append((len(data), at_base, run.trainer.steps))
-        original(run, config, data, chosen)
-
-    original = rise.update
-    monkeypatch.setattr(rise, "update", watch)
-    result = run_arm(PAPER, TINY, "rise_2", 0, str(tmp_path))
+def test_the_second_iteration_restarts_from_the_base_with_pooled_data(results):
+    seen = results[2]["rise_2"]
     first, second = seen[0][0], seen[2][0]
     assert second > first > 0
     assert [(at_base, steps) for _, at_base, steps in seen] == [(True, 0), (False, 1), (True, 0), (False, 1)]
     # data are counted when they are collected: D1 in the first rollout step, D1 + D2 in the one of the second iteration
-    counts = [row["examples"] for row in result["history"] if "examples" in row]
+    counts = [row["examples"] for row in results[1]["rise_2"]["history"] if "examples" in row]
     assert counts == [first, second]
+    assert results[2]["rise_1"][0][0] > first  # one iteration has both rollout steps
 
 
 def test_killed_at_any_moment_it_ends_the_same(results, tmp_path, monkeypatch):
