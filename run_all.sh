@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# ./run_all.sh                  every paper with its default preset, then the tables
+# ./run_all.sh                  every paper, then the tables (--seeds N, --preset P, --workers N, --dry-run)
+# ./run_all.sh nft opsd         some papers
 # ./run_all.sh nft [settings]   one paper; settings as in: repro run nft --help
 # ./run_all.sh test             the tests
 # Each makes .venv when it is missing. PYTHON names another Python than python3.
@@ -20,14 +21,12 @@ case "${1:-}" in
     exec .venv/bin/python -m pytest "$@"
     ;;
   "" | -*)
-    failed=0
-    for script in papers/*.py; do
-      echo "== $script"
-      .venv/bin/python "$script" "$@" || failed=1
-    done
-    exit $failed
+    exec .venv/bin/repro all "$@"
     ;;
   *)
-    exec .venv/bin/repro run "$@"
+    case "${2:-}" in
+      "" | -*) exec .venv/bin/repro run "$@" ;;
+      *) exec .venv/bin/repro all "$@" ;;
+    esac
     ;;
 esac

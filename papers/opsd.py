@@ -24,6 +24,22 @@ Commands.
     repro run opsd --seeds 5                         # with intervals over seeds
     repro run opsd --arms opsd --updates 200         # past the optimum
     repro run opsd --preset gpu                      # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
+
+Expected (tiny, two cores): 5 minutes for one seed and 25 for five, under 1.5 GB a process; base 38 %, GRPO 74 %, OPSD
+76 %, with reverse KL 79 %, SFT 77 %, without the clip 20 % (results/opsd).
+
+What was found. Where GRPO ends on validation problems after 223,000 sampled tokens (75.5 %), OPSD is after 43,000 and
+with reverse KL after 36,000: 5 to 6 times fewer, as the paper says (4 to 8). SFT on the same solutions does as well:
+here they are what the base would write without its habits, unlike another model's long solutions.
+- Without the clip forward KL collapses (38 to 20 %, entropy 0.05 to 0.26). The teacher's tokens show why: at the first
+  wrong step it wants the right one (1.4 nats a token on wrong answers); after it, where the reference no longer fits
+  what stands before, it goes on copying from it (0.9 nats): a wrong "18=" is to be followed by the 2 of the reference.
+  The student can't know that number and learns to spread its mass. In these tokens one entry holds all of the
+  divergence, and the clip takes its gradient away.
+- Reverse KL needs no clip: its gradient is weighted by the student's own probabilities, so that a token of which the
+  student is sure moves little. Here it is better than forward KL; in the paper it is worse.
+- Chosen on validation problems, seed 100. Clip of forward KL, about 60 updates: 0.05 44 % (150 updates), 0.3 49 %,
+  1.0 72 %, 2.0 70 %, none 10 %. Learning rate 1e-3 in place of 5e-4: OPSD 76 % (from 72), SFT 81 % (from 74).
 """
 
 from __future__ import annotations
@@ -36,7 +52,7 @@ from typing import Literal
 import torch
 
 from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import GRPO, train_grpo, train_sft
+from repro.baselines import GRPO, token_weights, train_grpo, train_sft
 from repro.logprobs import Divergence, forward_kl, jensen_shannon, on_top_k, reverse_kl
 from repro.training import Batch
 
@@ -84,12 +100,9 @@ def divergence_of(config: Config) -> Divergence:
     return partial(on_top_k, divergence=divergence, k=config.top_k) if config.top_k else divergence
 
 
-def token_weights(lengths: list[int], norm: Norm) -> torch.Tensor:
+def norm_weights(lengths: list[int], norm: Norm) -> torch.Tensor:
     """Weights [tokens] that make the sum over tokens a mean over tokens, or over sequences of token means."""
-    length = torch.tensor(lengths)
-    if norm == "token":
-        return torch.full((int(length.sum()),), 1.0 / max(1, int(length.sum())))
-    return (1.0 / (len(lengths) * length)).repeat_interleave(length)
+    return token_weights(lengths, "dapo" if norm == "token" else "grpo", limit=1)  # the limit is dr_grpo's alone
 
 
 def sampled_token_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
@@ -115,7 +128,7 @@ def opsd(run: Run, config: Config) -> None:
         batch = run.rollout(problems, 1).batch()  # the end token is kept, and so are truncated rollouts
         batch.contexts = [run.policy.encode(prompts.solve_with_reference(p)) for p in problems]
         batch.teacher = None  # the initial policy: the adapter off
-        batch.fields["weight"] = token_weights(batch.lengths, config.norm)
+        batch.fields["weight"] = norm_weights(batch.lengths, config.norm)
         run.log(gap=run.values(batch, forward_kl).mean())
         if config.divergence == "sampled":
             on_sampled_tokens(run, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -41,6 +41,18 @@ def solution_batch(run: Run, problems: Sequence[Problem]) -> Batch:
         completion = tokenizer(problem.solution, add_special_tokens=False).input_ids
         pairs.append((run.policy.encode(prompts.solve(problem)), [*completion, tokenizer.eos_token_id]))
     return Batch(pairs)
+
+
+def batches(solutions: Sequence[tuple], count: int, size: int, rng: torch.Generator) -> Iterator[Batch]:
+    """``count`` batches of (prompt ids, completion ids) pairs for ``nll``; all are used before one comes again."""
+    queue: list[int] = []
+    for _ in range(count if solutions else 0):
+        while len(queue) < size:
+            queue += torch.randperm(len(solutions), generator=rng).tolist()
+        batch = Batch([solutions[i] for i in queue[:size]])
+        del queue[:size]
+        batch.fields["weight"] = token_mean(batch)
+        yield batch
 
 
 def train_sft(run: Run, iterations: int, problems: int) -> None:

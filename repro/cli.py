@@ -1,4 +1,4 @@
-"""The command ``repro``: list, run, table, claims, publish, verify."""
+"""The command ``repro``: list, run, all, table, claims, publish, samples, bench, verify."""
 
 from __future__ import annotations
 
@@ -6,11 +6,8 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import os
 import re
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +15,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from repro.config import Launch, RunConfig
     from repro.experiment import Paper
+    from repro.launch import Task
 
 ROOT = Path(__file__).parent.parent
+ALIASES = {"int": "intervention"}  # names of papers that are no good module names
 USAGE = """repro: papers on self-improving language models, run and measured
 
   repro list                    the papers, their arms and what was measured
   repro run PAPER [settings]    reproduce one paper (repro run PAPER --help lists every setting)
-  repro table [PAPER ...]       tables of the results         [--results FOLDER]
+  repro all [PAPER ...]         several papers, or all, then their tables   [--seeds N] [--preset P] [--dry-run]
+  repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv|html]
   repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
   repro publish PAPER           copy finished runs with default settings to results/ and renew table and figure
+  repro samples FOLDER          some rollouts of a run with rewards, unlikely tokens coloured   [--step N] [--reward R]
+  repro bench                   speed and memory of sampling and training against plain baselines (repro bench --help)
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
 """
 
@@ -40,12 +42,17 @@ def paper_scripts() -> dict[str, Path]:
     return {p.stem: p for p in sorted((ROOT / "papers").glob("*.py"))}
 
 
+def script_name(name: str) -> str:
+    """The script that a name or alias stands for. Raises UsageError for an unknown name."""
+    known = ALIASES.get(name, name)
+    if known not in paper_scripts():
+        raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    return known
+
+
 def load_paper(name: str) -> Paper:
     """The PAPER of a script in papers/. Raises UsageError for an unknown name."""
-    scripts = paper_scripts()
-    if name not in scripts:
-        raise UsageError(f"unknown paper {name!r}; there are {', '.join(scripts)}")
-    return load_script(scripts[name])
+    return load_script(paper_scripts()[script_name(name)])
 
 
 def load_script(path: Path) -> Paper:
@@ -62,6 +69,8 @@ def load_script(path: Path) -> Paper:
 def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
     from repro.config import ConfigError, parse
+    from repro.experiment import preflight
+    from repro.launch import default_workers, run_tasks
     from repro.report import claims, describe, measured
 
     prog = f"repro run {script.stem}"
@@ -69,7 +78,12 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     unknown = [arm for arm in launch.arms if arm not in paper.all_arms]
     if unknown:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.all_arms)}")
-    results = run_all_arms(paper, script, config, launch)
+    preflight(config)
+    tasks = tasks_of(paper, script, config, launch)
+    made = run_tasks(tasks, launch.workers or default_workers(), load_script)
+    results = [result for result in made if result]
+    if not results:
+        return 1
     print("\n" + describe(paper, results) + "\n")
     arms = {
         arm: {m: measured(mine, m)[0] for m in paper.columns if measured(mine, m)}
@@ -82,79 +96,80 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
         "seeds": launch.seeds,
         "arms": arms,
         "claims": claims(paper, results),
-        "status": "ok" if all(r["status"] == "ok" for r in results) else "failed",
+        "status": "ok" if all(r and r["status"] == "ok" for r in made) else "failed",
     }
     print(json.dumps(summary))
     return 0 if summary["status"] == "ok" else 1
 
 
-def run_all_arms(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> list[dict]:
-    """Every arm with every seed, side by side in processes where there are several cores and no GPU."""
-    import torch
+def tasks_of(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> list[Task]:
+    """Every arm with every seed, seed by seed."""
+    from repro.launch import Task
 
-    from repro.experiment import preflight, run_arm
-
-    preflight(config)
     seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
-    tasks = [(arm, seed) for seed in seeds for arm in (launch.arms or paper.arms)]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(launch.workers or (1 if torch.cuda.is_available() else cores), len(tasks))
-    if workers == 1:
-        return [run_arm(paper, config, arm, seed, launch.out) for arm, seed in tasks]
-
-    from concurrent.futures import ProcessPoolExecutor
-    from dataclasses import asdict
-    from multiprocessing import active_children, get_context
-
-    threads = max(1, cores // workers)
-    executor = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (os.getpid(), threads))
-    futures = [executor.submit(_work, str(script), asdict(config), arm, seed, launch.out) for arm, seed in tasks]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        for child in active_children():  # their finished steps are saved
-            child.terminate()
-        raise
-    finally:
-        executor.shutdown(cancel_futures=True)
+    arms = launch.arms or paper.arms
+    return [Task(script, paper, config, arm, seed, launch.out) for seed in seeds for arm in arms]
 
 
-def _start_worker(parent: int, threads: int) -> None:
-    import torch
+def run_all(argv: Sequence[str]) -> int:
+    """Several papers, or all: what is finished is skipped, tables come last, 1 if something failed."""
+    from repro.config import Launch, RunConfig
+    from repro.experiment import preflight
+    from repro.launch import default_workers, plan, run_tasks
+    from repro.report import budget_rows, describe, markdown, read_results
 
-    torch.set_num_threads(threads)
-
-    def leave_with_parent() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _work(script: str, settings: dict, arm: str, seed: int, out: str) -> dict:
-    from repro.experiment import run_arm
-
-    paper = load_script(Path(script))
-    return run_arm(paper, paper.config(**settings), arm, seed, out)
+    parser = argparse.ArgumentParser(prog="repro all")
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help="only these papers")
+    parser.add_argument("--preset", choices=tuple(RunConfig.PRESETS), default="tiny")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="arms side by side; 0: one per core or GPU")
+    parser.add_argument("--out", default=Launch.out, help="folder of checkpoints, adapters and results")
+    parser.add_argument("--dry-run", action="store_true", help="what would be run, how long, how much memory")
+    args = parser.parse_args(argv)
+    if args.seeds < 1:
+        raise UsageError(f"--seeds {args.seeds}: must be at least 1")
+    launch = Launch(seeds=args.seeds, workers=args.workers, out=args.out)
+    workers = args.workers or default_workers()
+    tasks: list[Task] = []
+    for name in map(script_name, args.papers or paper_scripts()):
+        paper = load_paper(name)
+        tasks += tasks_of(paper, paper_scripts()[name], paper.config.for_preset(args.preset), launch)
+    known = [r for results in read_results(ROOT / "results").values() for r in results]
+    rows, summary = plan(tasks, known, workers)
+    print(markdown(rows), summary, sep="\n\n", flush=True)
+    if args.dry_run:
+        return 0
+    for config in {task.config.digest(): task.config for task in tasks}.values():
+        preflight(config)
+    results = run_tasks(tasks, workers, load_script)
+    made = [
+        (p, [r for r in results if r and r["paper"] == p.slug]) for p in {t.paper.slug: t.paper for t in tasks}.values()
+    ]
+    made = [(paper, mine) for paper, mine in made if mine]
+    for paper, mine in made:
+        print("\n" + describe(paper, mine))
+    print("\n" + markdown(budget_rows(made)))
+    failed = [t.name for t, r in zip(tasks, results, strict=True) if r is None or r["status"] != "ok"]
+    if failed:
+        print(f"repro: failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _results(argv: Sequence[str], what: str, flags: Sequence[str] = ()) -> tuple[argparse.Namespace, list]:
+def _results(
+    argv: Sequence[str], what: str, options: Callable[[argparse.ArgumentParser], None]
+) -> tuple[argparse.Namespace, list]:
     """The parsed options and (paper, its results) for every group that was asked for."""
     from repro.report import read_results
 
     parser = argparse.ArgumentParser(prog=f"repro {what}")
     parser.add_argument("papers", nargs="*", metavar="PAPER")
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of result files")
-    for flag in flags:
-        parser.add_argument(flag, action="store_true")
+    options(parser)
     args = parser.parse_args(argv)
-    for name in args.papers:
-        if name not in paper_scripts():
-            raise UsageError(f"unknown paper {name!r}; there are {', '.join(paper_scripts())}")
+    args.papers = [script_name(name) for name in args.papers]
     if not args.results.is_dir():
         raise UsageError(f"--results {args.results}: no such folder")
     groups = read_results(args.results)
@@ -163,17 +178,37 @@ def _results(argv: Sequence[str], what: str, flags: Sequence[str] = ()) -> tuple
 
 
 def table(argv: Sequence[str]) -> int:
-    from repro.report import describe
+    """Tables of each paper and across papers: to the screen as Markdown, or all results in another format."""
+    import csv
 
-    _, groups = _results(argv, "table")
-    print("\n\n".join(describe(paper, results) for paper, results in groups) or "no results yet")
+    from repro.report import arm_rows, budget_rows, claims, describe, markdown
+
+    def options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--format", choices=("markdown", "json", "csv", "html"), default="markdown")
+
+    args, groups = _results(argv, "table", options)
+    if not groups:
+        print("no results yet")
+    elif args.format == "html":
+        from repro.page import page
+
+        print(page(groups, args.results))
+    elif args.format == "json":
+        rows = {f"{p.slug}/{r[0]['preset']}": {"arms": arm_rows(p, r), "claims": claims(p, r)} for p, r in groups}
+        print(json.dumps({"papers": rows, "budget": budget_rows(groups)}, indent=1))
+    elif args.format == "csv":
+        csv.writer(sys.stdout).writerows(budget_rows(groups))
+    else:
+        print("\n\n".join(describe(paper, results) for paper, results in groups))
+        print("\n**What a budget buys**: accuracy above the base in points, and what it cost\n")
+        print(markdown(budget_rows(groups)))
     return 0
 
 
 def claims_command(argv: Sequence[str]) -> int:
     from repro.report import claim_rows, claims, markdown
 
-    args, groups = _results(argv, "claims", ["--json"])
+    args, groups = _results(argv, "claims", lambda parser: parser.add_argument("--json", action="store_true"))
     checked = [claim for paper, results in groups for claim in claims(paper, results)]
     if args.json:
         print(json.dumps(checked, indent=1))
@@ -201,7 +236,7 @@ def list_papers(argv: Sequence[str]) -> int:
 
 def publish(argv: Sequence[str]) -> int:
     """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
-    from repro.experiment import dump
+    from repro.record import dump
     from repro.report import describe, draw, read_results
 
     parser = argparse.ArgumentParser(prog="repro publish")
@@ -248,8 +283,19 @@ def renew_readme(path: Path, slug: str, text: str) -> None:
 def run_command(argv: Sequence[str]) -> int:
     if not argv or argv[0].startswith("-"):
         raise UsageError(f"repro run needs a paper; there are {', '.join(paper_scripts())}")
-    paper = load_paper(argv[0])
-    return run_paper(paper, paper_scripts()[argv[0]], argv[1:])
+    return run_paper(load_paper(argv[0]), paper_scripts()[script_name(argv[0])], argv[1:])
+
+
+def samples(argv: Sequence[str]) -> int:
+    from repro.samples import main as samples_main
+
+    return samples_main(argv)
+
+
+def bench(argv: Sequence[str]) -> int:
+    from repro.bench import main as bench_main
+
+    return bench_main(argv)
 
 
 def verify(argv: Sequence[str]) -> int:
@@ -261,9 +307,12 @@ def verify(argv: Sequence[str]) -> int:
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_papers,
     "run": run_command,
+    "all": run_all,
     "table": table,
     "claims": claims_command,
     "publish": publish,
+    "samples": samples,
+    "bench": bench,
     "verify": verify,
 }
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import resource
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -17,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +24,10 @@ from repro.logprobs import Divergence, TokenFunction, token_logprob
 from repro.metrics import interval, pass_at_k, verdict
 from repro.policy import Policy, check_model, pick_device
 from repro.prompts import Chat
+from repro.record import data_identity, dump, machine, model_identity
+from repro.samples import Recorder
 from repro.sampling import Completion, Decoding, sample
+from repro.storage import load_checkpoint, only_process, save_checkpoint, write_atomically
 from repro.tasks import Problem, load, score
 from repro.training import Batch, NonFiniteLoss, TokenLoss, Trainer
 
@@ -136,6 +135,7 @@ class Run:
         self.state: dict = {}  # a paper's own state; kept in the checkpoint
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._resume()
+        self.recorder: Recorder | None = Recorder(folder, self.policy.tokenizer, self.step)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +200,10 @@ class Run:
             pairs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
             right = score([p for p, _ in pairs], [c.text for _, c in pairs])
             values = [0.0 if c.truncated else r for (_, c), r in zip(pairs, right, strict=True)]
-        return torch.tensor(values).view(len(problems), -1)
+        rewards = torch.tensor(values).view(len(problems), -1)
+        if self.recorder:
+            self.recorder.add(self.step + 1, problems, completions, rewards)
+        return rewards
 
     def rollout(self, problems: list[Problem], samples: int) -> Rollouts:
         """Sample solutions of the problems, reward them, and log reward, entropy, length and truncation."""
@@ -210,22 +213,47 @@ class Run:
         self.log(
             reward=rewards.mean(),
             mixed=((rewards.mean(1) > 0) & (rewards.mean(1) < 1)).float().mean(),
+            all_wrong=(rewards.sum(1) == 0).float().mean(),
             entropy=entropy(every),
             length=np.mean([len(c.ids) for c in every]),
             truncated=np.mean([c.truncated for c in every]),
         )
         return Rollouts(list(problems), completions, rewards)
 
+    def shared(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
+        """``make(run, *arguments)`` as JSON gives it back, sampled by the first arm and charged to every arm's budget.
+
+        Only for what depends on the base, the settings and ``name``, or results would depend on who came first.
+        """
+        file = self.folder.parent / f"{name}.json"
+        if not file.exists():
+            with self.off_budget() as spent:
+                content = make(self, *arguments)
+            write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
+        stored = json.loads(file.read_text())
+        for k, v in stored["spent"].items():
+            self.budget[k] += v
+        return stored["content"]
+
+    @contextmanager
+    def off_budget(self) -> Iterator[dict[str, float]]:
+        """What the block samples isn't charged to the arm; the dictionary holds it when the block is over."""
+        before, spent = dict(self.budget), {}
+        yield spent
+        spent.update({k: self.budget[k] - before.get(k, 0.0) for k in ("completions", "sampled_tokens")})
+        self.budget = defaultdict(float, before)
+
     def monitor(self, problems: int = 128, samples: int = 2) -> float:
         """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
         held_out = load(self.config.task, "validation", problems, 0, self.config.data)
         generator = torch.Generator(self.policy.device).manual_seed(1_000 * self.seed + self.step)
-        budget, phases = dict(self.budget), self.phases
-        self.phases = {}
-        completions = self.sample([prompts.solve(p) for p in held_out], samples, generator=generator)
-        accuracy = self.rewards(held_out, completions).mean().item()
+        phases, recorder = self.phases, self.recorder
+        self.phases, self.recorder = {}, None
+        with self.off_budget():
+            completions = self.sample([prompts.solve(p) for p in held_out], samples, generator=generator)
+            accuracy = self.rewards(held_out, completions).mean().item()
         seconds = sum(entry["seconds"] for entry in self.phases.values())
-        self.budget, self.phases = defaultdict(float, budget), phases
+        self.phases, self.recorder = phases, recorder
         entry = self.phases.setdefault("monitor", {"seconds": 0.0, "peak_memory_bytes": 0})
         entry["seconds"] += seconds
         self.log(validation=accuracy)
@@ -281,14 +309,11 @@ class Run:
         shown = "  ".join(f"{k} {last[k]:.3f}" for k in self.paper.curves if k in last)
         left = datetime.timedelta(seconds=round(rate * (total - self.step)))
         line = f"{self.paper.slug}/{self.arm} seed {self.seed}: step {self.step}/{total}  {shown}"
-        print(f"{line}  {rate:.1f} s/step, {left} left", file=sys.stderr, flush=True)
-
-    @property
-    def _checkpoint(self) -> Path:
-        return self.folder / "checkpoint.pt"
+        line = f"{line}  {rate:.1f} s/step, {left} left"
+        (self.folder / "progress.txt").write_text(line)
+        say(line)
 
     def _save(self) -> None:
-        """Write a new checkpoint, then put it in the old one's place: a kill at any moment leaves a whole one."""
         content = {
             "step": self.step,
             "adapter": self.policy.adapter_state(),
@@ -302,12 +327,14 @@ class Run:
             "phases": self.phases,
             "state": self.state,
         }
-        write_atomically(self._checkpoint, lambda file: torch.save(content, file))
+        if self.recorder:
+            self.recorder.flush()
+        save_checkpoint(self.folder, content)
 
     def _resume(self) -> None:
-        if not self._checkpoint.exists():
+        content = load_checkpoint(self.folder, lambda text: print(f"repro: {text}", file=sys.stderr, flush=True))
+        if content is None:
             return
-        content = torch.load(self._checkpoint, weights_only=True)
         self.step, self.position = content["step"], content["position"]
         self.policy.load_adapter_state(content["adapter"])
         for name, state in content["copies"].items():
@@ -326,8 +353,34 @@ def entropy(completions: Sequence[Completion]) -> float:
     return float(np.mean(tokens))
 
 
-def evaluate(run: Run, config: RunConfig) -> Metrics:
-    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; per-problem values."""
+def unsolved(run: Run, problems: Sequence[Problem], samples: int, seed: int) -> dict[int, list[str]]:
+    """Numbers of the problems that the base gets wrong in all of ``samples`` samples, with its different attempts.
+
+    A problem leaves at its first right sample, so that most samples are spent on the hard ones.
+    """
+    generator = torch.Generator(run.policy.device).manual_seed(seed)
+    left: dict[int, list[str]] = {i: [] for i in range(len(problems))}
+    done = 0
+    while done < samples and left:
+        count, rows = min(samples - done, max(4, done)), list(left)
+        completions = run.sample([prompts.solve(problems[i]) for i in rows], count, None, None, generator)
+        right = run.rewards([problems[i] for i in rows], completions).sum(1)
+        for i, group, solved in zip(rows, completions, right.tolist(), strict=True):
+            if solved:
+                del left[i]
+            else:
+                left[i] += [c.text for c in group if not c.truncated]
+        done += count
+    return {i: list(dict.fromkeys(texts)) for i, texts in left.items()}
+
+
+def evaluate(
+    run: Run, config: RunConfig, more: Callable[[list[list[Completion]], torch.Tensor], Metrics] | None = None
+) -> Metrics:
+    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; per-problem values.
+
+    ``more``: further metrics from the same completions and rewards [problems, samples].
+    """
     problems = load(config.task, config.eval_split, config.eval_problems, 0, config.data)
     chats = [prompts.solve(p) for p in problems]
     generator = torch.Generator(run.policy.device).manual_seed(10_000 + run.seed)
@@ -351,20 +404,18 @@ def evaluate(run: Run, config: RunConfig) -> Metrics:
         metrics[f"accuracy, level {level}"] = float(
             np.mean([a for a, p in zip(metrics["accuracy"], problems, strict=True) if p.level == level])
         )
+    if more is not None:
+        metrics.update(more(completions, rewards))
     return metrics
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
-def write_atomically(path: Path, write: Callable) -> None:
-    """Call ``write(file)`` on a new file that then replaces ``path``."""
-    new = path.with_name(path.name + ".new")
-    with open(new, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+def say(line: str) -> None:
+    """A line of progress, unless an overview shows it already."""
+    if "REPRO_QUIET" not in os.environ:
+        print(line, file=sys.stderr, flush=True)
 
 
 def preflight(config: RunConfig) -> None:
@@ -386,9 +437,16 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
     if result_file.exists():
         result = json.loads(result_file.read_text())
         if result["status"] == "ok":
-            print(f"{paper.slug}/{arm} seed {seed}: finished before", file=sys.stderr, flush=True)
+            say(f"{paper.slug}/{arm} seed {seed}: finished before")
             return result
     folder.mkdir(parents=True, exist_ok=True)
+    with only_process(folder):
+        result = _train_and_evaluate(paper, config, arm, seed, folder)
+        write_atomically(result_file, lambda file: file.write(dump(result).encode()))
+    return result
+
+
+def _train_and_evaluate(paper: Paper, config: RunConfig, arm: str, seed: int, folder: Path) -> dict:
     run = Run(paper, arm, seed, config, folder)
     began = time.monotonic()
     metrics: Metrics = {}
@@ -400,6 +458,7 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         phases = {name: dict(entry) for name, entry in run.phases.items()}
         with run.phase("evaluate"):
             metrics = (paper.evaluate or evaluate)(run, config)
+        run.recorder.flush()
         phases["evaluate"] = run.phases["evaluate"]
         for name in paper.curves:  # the mean over all rollout steps: how the training went, not only where it ended
             if values := [row[name] for row in run.history if name in row]:
@@ -407,9 +466,10 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
     except NonFiniteLoss as problem:
         status, error = "failed", str(problem)
         training, phases = dict(run.budget), run.phases
-        print(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}", file=sys.stderr, flush=True)
+        say(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}")
     run.policy.save_adapter(folder / "adapter")
-    result = {
+    say(f"{paper.slug}/{arm} seed {seed}: {status} after {time.monotonic() - began:.0f} s")
+    return {
         "paper": paper.slug,
         "arxiv": paper.arxiv,
         "preset": config.preset,
@@ -431,10 +491,6 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         "history": run.history,
         "per_problem": {name: _rounded(value) for name, value in metrics.items() if isinstance(value, list)},
     }
-    write_atomically(result_file, lambda file: file.write(dump(result).encode()))
-    seconds = time.monotonic() - began
-    print(f"{paper.slug}/{arm} seed {seed}: {status} after {seconds:.0f} s", file=sys.stderr, flush=True)
-    return result
 
 
 def _summary(value: float | list[float]) -> dict:
@@ -447,70 +503,18 @@ def _rounded(values: list[float]) -> list[float]:
     return [round(v, 6) for v in values]
 
 
-def dump(result: dict) -> str:
-    """JSON with one line per entry, long lists on one line."""
-    lines = []
-    for key, value in result.items():
-        if key == "history":
-            rows = ",\n    ".join(json.dumps({k: round(v, 6) for k, v in row.items()}) for row in value)
-            lines.append(f'  "{key}": [\n    {rows}\n  ]')
-        elif isinstance(value, dict):
-            rows = ",\n    ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items())
-            lines.append(f'  "{key}": {{\n    {rows}\n  }}')
-        else:
-            lines.append(f'  "{key}": {json.dumps(value)}')
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def model_identity(policy: Policy) -> dict:
-    """Parameters and a hash over 64 weights of every tensor of the base."""
-    base = policy.model.get_base_model()
-    digest, count = hashlib.sha256(), 0
-    for name, parameter in sorted(base.named_parameters()):
-        if ".lora_" not in name:
-            count += parameter.numel()
-            some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
-            digest.update(some.float().cpu().numpy().tobytes())
-    return {"parameters": count, "type": base.config.model_type, "hash": digest.hexdigest()[:16]}
-
-
-def data_identity(problems: Sequence[Problem]) -> dict:
-    """Size and hash of the training problems."""
-    text = "\n".join(p.question for p in problems)
-    return {"problems": len(problems), "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
-
-
-def machine(device: torch.device) -> dict:
-    """Device, versions and commit: what is needed to make a result again."""
-    packages = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "sympy", "math-verify", "numpy")
-    root = Path(__file__).parent.parent
-
-    def git(*words: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {
-        "device": f"{device.type} ({name})",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": {p: importlib.metadata.version(p) for p in packages},
-        "commit": git("rev-parse", "HEAD"),
-        "changed_files": len((git("status", "--porcelain", "--", "repro", "papers") or "").splitlines()),
-    }
-
-
 # --- claims -----------------------------------------------------------------------------------------------------------
 
 
 def check_claim(claim: Claim, results: Sequence[dict]) -> dict | None:
-    """Measure a claim on the results of one paper and preset; None if an arm is missing.
+    """Measure a claim on the results of one paper and preset; None if an arm or a metric of this task is missing.
 
     Seeds that both arms finished count. The difference is paired by problem where both metrics have per-problem values.
     """
     found: dict[tuple[str, int], dict] = {(r["arm"], r["seed"]): r for r in results if r["status"] == "ok"}
     (arm_a, metric_a), (arm_b, metric_b) = claim.left, claim.right
     seeds = sorted(s for arm, s in found if arm == arm_a and (arm_b, s) in found)
+    seeds = [s for s in seeds if metric_a in found[arm_a, s]["metrics"] and metric_b in found[arm_b, s]["metrics"]]
     if not seeds:
         return None
     rows = []

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from repro.experiment import Panel, Paper, check_claim
+from repro.experiment import Claim, Panel, Paper, check_claim
 from repro.metrics import interval
 
 PERCENT = (
@@ -18,15 +18,16 @@ PERCENT = (
     "greedy",
     "pass@",
     "maj@",
-    "acc@",
     "vote@",
     "any@",
+    "acc@",
     "delta",
     "i_to_c",
     "c_to_i",
     "changed",
     "truncated",
 )
+TOKENS = ("sampled_tokens", "trained_tokens")
 Group = tuple[str, str, str]  # paper, preset, digest of the settings
 
 
@@ -101,6 +102,64 @@ def claim_rows(checked: Sequence[dict]) -> list[list[str]]:
     return rows
 
 
+def budget_rows(groups: Sequence[tuple[Paper, list[dict]]]) -> list[list[str]]:
+    """Across papers, header and one row per trained arm: what was gained over the base, and what it cost."""
+    rows = [["paper", "preset", "arm", "gain", "pass@8 gain", "completions", "sampled tokens", "trained tokens"]]
+    rows[0] += ["minutes", "peak GB", "seeds"]
+    for paper, results in groups:
+        for arm in paper.all_arms:
+            mine = [r for r in results if r["arm"] == arm and r["status"] == "ok"]
+            if arm == "base" or not mine:
+                continue
+            budget = [np.mean([r["budget"][name] for r in mine]) for name in ("completions", *TOKENS)]
+            minutes = np.mean([r["seconds"] for r in mine]) / 60
+            peak = max(entry["peak_memory_bytes"] for r in mine for entry in r["phases"].values()) / 1e9
+            gains = [_gain(results, arm, metric) for metric in ("accuracy", "pass@8")]
+            shown = [f"{value:,.0f}" for value in budget]
+            costs = [f"{minutes:.1f}", f"{peak:.1f}", str(len(mine))]
+            rows.append([paper.slug, mine[0]["preset"], arm, *gains, *shown, *costs])
+    return rows
+
+
+def gain(results: Sequence[dict], arm: str, metric: str = "accuracy") -> dict | None:
+    """The difference of an arm to the base, paired by problem and seed; None where one of them lacks the metric."""
+    pair = [r for r in results if r["arm"] in (arm, "base")]
+    if any(metric not in r["metrics"] for r in pair):
+        return None
+    return check_claim(Claim("gain", "", (arm, metric), ("base", metric)), pair)
+
+
+def _gain(results: Sequence[dict], arm: str, metric: str) -> str:
+    found = gain(results, arm, metric)
+    if found is None:
+        return "-"
+    half = "" if found["interval"] is None else f" ± {50 * (found['interval'][1] - found['interval'][0]):.1f}"
+    return f"{100 * found['difference']:+.1f}{half}"
+
+
+def draw_pareto(groups: Sequence[tuple[Paper, list[dict]]], target: Any) -> None:
+    """Accuracy gained over the base against sampled tokens, one point per trained arm, to a path or binary file."""
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    for number, (paper, results) in enumerate(groups):
+        for arm in paper.all_arms:
+            mine = [r for r in results if r["arm"] == arm and r["status"] == "ok"]
+            found = gain(results, arm) if mine and arm != "base" else None
+            if found is None:
+                continue
+            x, y = np.mean([r["budget"]["sampled_tokens"] for r in mine]), 100 * found["difference"]
+            low, high = found["interval"] or (found["difference"],) * 2
+            axis.errorbar(x, y, [[y - 100 * low], [100 * high - y]], fmt="o", color=f"C{number}", ms=4, lw=1)
+            axis.annotate(f"{paper.slug}/{arm}", (x, y), xytext=(4, 3), textcoords="offset points", fontsize=7)
+    axis.axhline(0, color="0.7", lw=0.8)
+    axis.set_xlabel("sampled tokens")
+    axis.set_ylabel("accuracy gained (points)")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(target, dpi=130, format="png", metadata={"Software": None})
+    plt.close(figure)
+
+
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -109,18 +168,21 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def describe(paper: Paper, results: Sequence[dict]) -> str:
-    """Title, arms and claims of one paper as Markdown; percentages are in points."""
-    first = results[0]
-    settings = first["settings"]
+def headline(paper: Paper, results: Sequence[dict]) -> str:
+    """What was run: arXiv id, preset, model, task, seeds, size of the evaluation."""
+    settings = results[0]["settings"]
     seeds = len({r["seed"] for r in results})
-    failed = [f"{r['arm']} seed {r['seed']}" for r in results if r["status"] != "ok"]
-    title = (
-        f"**{paper.title}** (arXiv {paper.arxiv}): preset {first['preset']}, model {settings['model']}, "
+    return (
+        f"(arXiv {paper.arxiv}): preset {results[0]['preset']}, model {settings['model']}, "
         f"task {settings['task']}, {seeds} seed{'s' * (seeds > 1)}, {settings['eval_problems']} "
         f"{settings['eval_split']} problems x {settings['eval_samples']} samples"
     )
-    parts = [title, markdown(arm_rows(paper, results))]
+
+
+def describe(paper: Paper, results: Sequence[dict]) -> str:
+    """Title, arms and claims of one paper as Markdown; percentages are in points."""
+    failed = [f"{r['arm']} seed {r['seed']}" for r in results if r["status"] != "ok"]
+    parts = [f"**{paper.title}** {headline(paper, results)}", markdown(arm_rows(paper, results))]
     if paper.published:
         parts.append(f"Column paper: {paper.published_setting}; other model and data, not to be compared as numbers.")
     checked = claims(paper, results)
@@ -131,16 +193,25 @@ def describe(paper: Paper, results: Sequence[dict]) -> str:
     return "\n\n".join(parts)
 
 
-def draw(paper: Paper, results: Sequence[dict], path: Path) -> None:
-    """The paper's figure, one panel beside the other: means over seeds with their range as a band or error bar."""
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    return plt
+
+
+def draw(paper: Paper, results: Sequence[dict], path: Path) -> None:
+    """The paper's figure, at most three panels a line: means over seeds with their range as a band or error bar."""
+    plt = _pyplot()
     panels = paper.panels or tuple(Panel(name, (name,)) for name in paper.curves)
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.4), squeeze=False)
-    for axis, panel in zip(axes[0], panels, strict=True):
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, panel in zip(axes.flat, panels, strict=False):
         by_arm = {
             arm: mine
             for arm in panel.arms or paper.all_arms
@@ -167,7 +238,8 @@ def _curve(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:
             label = arm if len(panel.names) == 1 else f"{arm}, {name}"
             axis.plot(x.mean(0), y.mean(0), style, color=f"C{number}", label=label)
             axis.fill_between(x.mean(0), y.min(0), y.max(0), color=f"C{number}", alpha=0.15, linewidth=0)
-    axis.set_xlabel({"step": "step", "sampled_tokens": "sampled tokens"}.get(panel.x, panel.x))
+    axis.set_xlabel(panel.x.replace("_", " "))
+    axis.xaxis.get_major_locator().set_params(integer=True)
 
 
 def _bars(axis: Any, panel: Panel, by_arm: dict[str, list[dict]]) -> None:

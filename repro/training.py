@@ -90,6 +90,11 @@ class Batch:
 TokenLoss = Callable[[torch.Tensor, SimpleNamespace], torch.Tensor]
 
 
+def cosine(done: int, total: int, final: float = 0.0) -> float:
+    """Share of the learning rate before update ``done`` of ``total``: from 1 to ``final`` along half a cosine."""
+    return final + (1 - final) * (1 + math.cos(math.pi * done / total)) / 2
+
+
 class Trainer:
     """AdamW on the adapter, with warm-up, gradient clipping and micro-batches by token budget."""
 

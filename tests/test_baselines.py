@@ -8,6 +8,7 @@ import torch
 from repro.baselines import (
     GRPO,
     advantages,
+    batches,
     dynamic_sampling,
     grpo_loss,
     kl_k3,
@@ -115,3 +116,12 @@ def test_dynamic_sampling_fills_up_drops_the_surplus_and_stops_at_the_cap():
     assert dynamic_sampling(lambda: next(batches), 4, cap=3) == [1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="2 of 4"):
         dynamic_sampling(lambda: [0], 4, cap=2)
+
+
+def test_batches_use_every_solution_before_one_comes_again():
+    solutions = [((1,), (i, 9)) for i in range(6)]
+    found = list(batches(solutions, 3, 4, torch.Generator().manual_seed(0)))
+    order = [completion[0] for batch in found for _, completion in batch.sequences]
+    assert len(order) == 12 and sorted(order[:6]) == sorted(order[6:]) == list(range(6))
+    assert all(batch.fields["weight"].sum().item() == pytest.approx(1.0) for batch in found)
+    assert list(batches([], 3, 4, torch.Generator())) == []

@@ -9,7 +9,7 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from repro.cli import main, paper_scripts, renew_readme
+from repro.cli import ALIASES, load_paper, main, paper_scripts, renew_readme
 from repro.config import RunConfig
 from repro.report import describe, read_results
 
@@ -30,6 +30,13 @@ def test_unknown_names(capsys):
     assert "unknown arm" in refused(capsys, "run", "nft", "--arms", "nfft")
     assert "unknown task 'chess'" in refused(capsys, "run", "nft", "--task", "chess", "--workers", "1")
     assert "no such folder" in refused(capsys, "table", "--results", "nowhere")
+
+
+def test_an_alias_names_a_script(capsys):
+    assert set(ALIASES.values()) <= set(paper_scripts()) and not set(ALIASES) & set(paper_scripts())
+    for alias, name in ALIASES.items():
+        assert load_paper(alias).slug == name
+    assert "unknown arm; there are base, rl" in refused(capsys, "run", "int", "--arms", "none")
 
 
 def test_values_that_cannot_work(capsys, tmp_path):
@@ -90,8 +97,6 @@ def test_help_lists_every_setting(name):
 
 def test_readme_shows_the_committed_results():
     """The README's tables are those that the result files give."""
-    from repro.cli import load_paper
-
     text = (ROOT / "README.md").read_text()
     for (slug, preset, _), results in read_results(ROOT / "results").items():
         if preset == "tiny":

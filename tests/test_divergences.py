@@ -1,6 +1,8 @@
 """Divergences between two policies: worked examples of the papers, brute force in float64, gradients included."""
 
 import random
+import subprocess
+import sys
 from functools import partial
 from math import log
 
@@ -206,3 +208,42 @@ def test_a_reset_policy_and_optimiser_start_anew(tiny):
     resumed = Trainer(tiny, 1.0)
     resumed.load_state(trainer.state())
     assert resumed.learning_rate == 5e-4
+
+
+MEMORY = """
+import resource, sys
+from functools import partial
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from repro.logprobs import completion_divergence, completion_hidden, forward_kl
+
+config = Qwen2Config(vocab_size=152_000, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
+                     num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+model = Qwen2ForCausalLM(config).eval()
+head = model.get_output_embeddings()
+head.weight.requires_grad_(False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+completion = list(range(100, 356))
+students, teachers = [(list(range(10)), completion)] * 8, [(list(range(30)), completion)] * 8
+clipped = partial(forward_kl, clip=0.05)
+with torch.no_grad():
+    seen, _ = completion_hidden(model, teachers)
+if sys.argv[1] == "chunked":
+    values = completion_divergence(model, students, seen, clipped)
+else:
+    hidden, _ = completion_hidden(model, students)
+    with torch.no_grad():
+        teacher = head(seen).float()
+    values = clipped(head(hidden).float(), teacher)
+values.mean().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_an_update_over_a_large_vocabulary():  # 2,048 tokens; the whole computation needs about 9 GB
+    peaks = {}
+    for mode in ("chunked", "whole"):
+        done = subprocess.run([sys.executable, "-c", MEMORY, mode], capture_output=True, text=True, check=True)
+        peaks[mode] = int(done.stdout)
+    assert peaks["chunked"] <= 0.3 * peaks["whole"], peaks

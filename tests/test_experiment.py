@@ -152,6 +152,7 @@ def test_claims_are_paired_by_seed_and_problem():
     entropy = check_claim(Claim("c", "entropy", ("a", "entropy"), ("b", "entropy")), results)
     assert entropy["difference"] == pytest.approx(0.1) and entropy["verdict"] == "holds"
     assert check_claim(Claim("c", "x", ("missing", "accuracy"), ("b", "accuracy")), results) is None
+    assert check_claim(Claim("c", "x", ("a", "unmeasured"), ("b", "accuracy")), results) is None
 
 
 def test_one_number_of_one_seed_is_undecided_and_prints():

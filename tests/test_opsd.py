@@ -6,7 +6,7 @@ The divergences themselves, the teacher pass and the alignment of both prompts a
 import pytest
 import torch
 
-from papers.opsd import PAPER, Config, divergence_of, sampled_token_loss, token_weights
+from papers.opsd import PAPER, Config, divergence_of, norm_weights, sampled_token_loss
 from repro.experiment import run_arm
 
 STUDENT = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
@@ -42,8 +42,8 @@ def test_the_sampled_token_gradient_is_on_average_that_of_reverse_kl():
 
 def test_token_and_sequence_means():  # one token at 1.0, three at 0.2
     values = torch.tensor([1.0, 0.2, 0.2, 0.2])
-    assert (values * token_weights([1, 3], "token")).sum().item() == pytest.approx(0.4)
-    assert (values * token_weights([1, 3], "sequence")).sum().item() == pytest.approx(0.6)
+    assert (values * norm_weights([1, 3], "token")).sum().item() == pytest.approx(0.4)
+    assert (values * norm_weights([1, 3], "sequence")).sum().item() == pytest.approx(0.6)
 
 
 TINY = Config(
