@@ -7,17 +7,19 @@ attempts, at the last state something better is put in their place (the best of 
 the model is fine-tuned on all attempts, weighted by their reward. At test time it tries five times without being told
 whether it was right, and the majority of its answers counts.
 
-Reproduced. base; Self-Refine by prompting alone; SFT on right first attempts; RISE after one iteration and after two,
-with self-distillation (best of n). Claims: the vote over five turns without an oracle ends above the first turn; this
-gain is above the base's and SFT's; the first turn isn't paid for it; in turn it beats five parallel attempts; a second
-iteration adds. By name: rise_teacher (the improved attempt is written by the base with the reference solution in its
-prompt), rise_adv (the paper's centred weight) and rise_unweighted.
+Reproduced. base; Self-Refine, where the model judges its own attempts; SFT on right first attempts; RISE after one
+iteration and after two, with self-distillation (best of n). Claims: accuracy rises over five turns without an oracle;
+the gain is above the base's, Self-Refine's and SFT's; the first turn isn't paid for it; five turns beat five parallel
+attempts; a second iteration adds. By name: rise_teacher (the improved attempt is written by the base with the reference
+solution in its prompt), rise_adv (the paper's centred weight) and rise_unweighted.
 
 How this differs from the paper.
+- The tiny preset asks for another look, without a verdict. The built-in model was made to give up its habits when it is
+  told "wrong", so that the paper's follow-up (--follow-up wrong) lifts the untrained base from 44 to 68 % (validation).
 - The follow-up doesn't repeat the question, which the window of two keeps in the prompt anyway.
 - Both RISE arms have the same rollout steps: two iterations share them. The paper's second iteration adds new ones.
 - Two turns a trajectory in every iteration (the official command), so that the window of two is never left.
-- The teacher is the base with privileged information, not a stronger model.
+- The teacher is the base with privileged information, not a stronger model. Self-Refine's feedback is Yes or No.
 - Rewards are 0 and 1; the code gives -1 to GSM8K answers that can't be read. LoRA in place of full fine-tuning.
 
 Commands.
@@ -25,6 +27,21 @@ Commands.
     repro run rise --seeds 5                         # with intervals over seeds
     repro run rise --arms base rise_1 rise_teacher   # another source of the improved attempt
     repro run rise --preset gpu                      # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
+
+Expected (tiny): 10 minutes a seed on one core, under 2 GB; accuracy at turns 1 and 5: base 37 and 36 %, SFT 67 and 68,
+RISE 61 and 71, two iterations 65 and 72 (results/rise).
+
+What was found. RISE's accuracy rises over the turns without an oracle (61 to 71 %), SFT's hardly (67 to 68). The vote
+over five turns is above five parallel attempts (77 against 71 %); for the base and SFT it isn't. Two iterations end
+higher (80 %) and sample less, since a better model needs fewer second attempts.
+- SFT starts higher: it has four first attempts at every problem, RISE one. Its vote ends where RISE's does (77 %).
+- Self-Refine gains more over the turns (37 to 63 %): the built-in model judges its own attempts well (72 % balanced
+  accuracy) and heeds "wrong". In the paper it loses.
+- At the second turn RISE mends 43 % of the wrong attempts and breaks 14 % of the right ones: it was trained on second
+  attempts after wrong ones only. Whether it finds the error or solves anew with a weaker habit isn't told apart here.
+- Chosen on validation problems, seed 100: accuracy at turns 1 and 5, vote. adv with n 8, 768 problems, 60 updates at
+  5e-4: 57, 69, 77 %; adv with n 4, 1,344 problems, 40 updates at 1e-3: 53, 68, 77; exp, the same: 62, 75, 81. SFT: 66,
+  72, 79 and 69, 71, 81.
 """
 
 from __future__ import annotations

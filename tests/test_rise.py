@@ -245,6 +245,7 @@ def results(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rise, "update", watch)
+        patch.setattr("repro.metrics.RESAMPLES", 20)  # intervals aren't looked at here
         return out, {arm: run_arm(PAPER, TINY, arm, 0, str(out)) for arm in PAPER.all_arms}, seen
 
 
