@@ -28,14 +28,15 @@ Commands.
     repro run rise --arms base rise_1 rise_teacher   # another source of the improved attempt
     repro run rise --preset gpu                      # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 
-Expected (tiny): 10 minutes a seed on one core, under 2 GB; accuracy at turns 1 and 5: base 37 and 36 %, SFT 67 and 68,
+Expected (tiny): 9 minutes a seed on one core, under 2 GB; accuracy at turns 1 and 5: base 38 and 36 %, SFT 66 and 69,
 RISE 61 and 71, two iterations 65 and 72 (results/rise).
 
-What was found. RISE's accuracy rises over the turns without an oracle (61 to 71 %), SFT's hardly (67 to 68). The vote
-over five turns is above five parallel attempts (77 against 71 %); for the base and SFT it isn't. Two iterations end
-higher (80 %) and sample less, since a better model needs fewer second attempts.
-- SFT starts higher: it has four first attempts at every problem, RISE one. Its vote ends where RISE's does (77 %).
-- Self-Refine gains more over the turns (37 to 63 %): the built-in model judges its own attempts well (72 % balanced
+What was found. RISE's accuracy rises over the turns without an oracle (61 to 71 %), SFT's little (66 to 69). The vote
+over five turns is above five parallel attempts (77 against 71 %); for the base and SFT it is not. Two
+iterations end higher (80 %) and sample less, since a better model needs fewer second attempts.
+- SFT starts higher: it has four first attempts at every problem, RISE one. Where its vote ends (76 %), RISE's isn't
+  clearly above.
+- Self-Refine gains more over the turns (38 to 63 %): the built-in model judges its own attempts well (72 % balanced
   accuracy) and heeds "wrong". In the paper it loses.
 - At the second turn RISE mends 43 % of the wrong attempts and breaks 14 % of the right ones: it was trained on second
   attempts after wrong ones only. Whether it finds the error or solves anew with a weaker habit isn't told apart here.
