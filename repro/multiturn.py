@@ -83,6 +83,26 @@ def converse(
     return Attempts(list(problems), completions, torch.stack(rewards))
 
 
+def self_refine(
+    run: Run, problems: Sequence[Problem], samples: int, turns: int, generator: torch.Generator | None = None
+) -> Attempts:
+    """Self-Refine (2303.17651): the model judges each attempt itself and writes again what it takes for wrong."""
+    first = run.sample([prompts.solve(p) for p in problems], samples, generator=generator)
+    asked = [p for p in problems for _ in range(samples)]
+    last = [completion for group in first for completion in group]
+    completions = [first]
+    for _ in range(turns - 1):
+        shown = [prompts.verify(p, attempt.text) for p, attempt in zip(asked, last, strict=True)]
+        verdicts = run.sample(shown, 1, generator=generator)
+        rejected = [i for i, (verdict,) in enumerate(verdicts) if verdict.text.strip().lower().startswith("no")]
+        chats = [prompts.revise(prompts.solve(asked[i]), last[i].text, right=False) for i in rejected]
+        revised = run.sample(chats, 1, generator=generator) if chats else []
+        for i, (attempt,) in zip(rejected, revised, strict=True):
+            last[i] = attempt
+        completions.append([last[i : i + samples] for i in range(0, len(last), samples)])
+    return Attempts(list(problems), completions, torch.stack([run.rewards(problems, turn) for turn in completions]))
+
+
 def turn_metrics(attempts: Attempts, prefix: str = "") -> Metrics:
     """Accuracy at each turn, self-correction between turns 1 and 2, votes over turns; per problem where possible.
 

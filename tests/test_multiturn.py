@@ -1,12 +1,14 @@
 """Conversations of several attempts: metrics by turn on worked examples, and what the policy is asked."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from repro import prompts
 from repro.config import RunConfig
 from repro.experiment import Paper, Run
-from repro.multiturn import Attempts, converse, retry, turn_metrics
+from repro.multiturn import Attempts, converse, retry, self_refine, turn_metrics
 from repro.sampling import Completion
 from repro.tasks import Problem
 
@@ -78,6 +80,7 @@ def test_each_turn_sees_the_attempts_before_it(tmp_path):
     assert prompts.RETRY in retry(problems[0], ["x"])[-1]["content"]
 
 
+<<<<<<< HEAD
 def test_an_answer_goes_on_from_its_ids_up_to_a_further_stop_token(tmp_path):
     paper = Paper("none", "", "", RunConfig, {}, ())
     run = Run(paper, "base", 0, RunConfig(max_new_tokens=48, train_problems=8), tmp_path)
@@ -91,3 +94,22 @@ def test_an_answer_goes_on_from_its_ids_up_to_a_further_stop_token(tmp_path):
     for (a,), (b,), (c,) in zip(whole, first, rest, strict=True):
         assert a.ids[: len(b.ids)] == b.ids and (*b.ids, *c.ids)[:48] == a.ids
         assert c.prompt == (*a.prompt, *b.ids)
+=======
+def test_self_refine_writes_again_what_it_rejects_itself():
+    """The first attempt is accepted every time; the second is rejected once, and what takes its place is accepted."""
+    problem = Problem("What is 1+1?", "2")
+    texts = iter(["2", "3", "Yes", "No", "2", "Yes", "Yes"])
+    asked = []
+
+    def sample(chats, n, generator=None):
+        asked.append(list(chats))
+        return [[Completion((), (), (), next(texts), False) for _ in range(n)] for _ in chats]
+
+    run = SimpleNamespace(sample=sample, rewards=lambda problems, groups: torch.zeros(len(problems), 2))
+    attempts = self_refine(run, [problem], 2, 3)
+    assert [attempts.texts(0, k) for k in (0, 1)] == [["2", "2", "2"], ["3", "2", "2"]]
+    assert asked[1] == [prompts.verify(problem, "2"), prompts.verify(problem, "3")]
+    assert asked[2] == [prompts.revise(prompts.solve(problem), "3", right=False)]
+    assert asked[3] == [prompts.verify(problem, "2")] * 2
+    assert attempts.rewards.shape == (3, 1, 2)
+>>>>>>> rise
