@@ -237,7 +237,8 @@ def draw(paper: Paper, results: Sequence[dict], target: Any) -> None:
         {"curve": _curve, "bars": _bars, "turns": _turns}[panel.kind](axis, panel, by_arm)
         axis.set_ylabel(panel.label)
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        beside = {} if panel.kind == "curve" else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
+        axis.legend(frameon=False, fontsize=8, **beside)
     figure.tight_layout()
     figure.savefig(target, dpi=110, format="png", metadata={"Software": None})
     plt.close(figure)

@@ -80,7 +80,6 @@ def test_each_turn_sees_the_attempts_before_it(tmp_path):
     assert prompts.RETRY in retry(problems[0], ["x"])[-1]["content"]
 
 
-<<<<<<< HEAD
 def test_an_answer_goes_on_from_its_ids_up_to_a_further_stop_token(tmp_path):
     paper = Paper("none", "", "", RunConfig, {}, ())
     run = Run(paper, "base", 0, RunConfig(max_new_tokens=48, train_problems=8), tmp_path)
@@ -94,7 +93,8 @@ def test_an_answer_goes_on_from_its_ids_up_to_a_further_stop_token(tmp_path):
     for (a,), (b,), (c,) in zip(whole, first, rest, strict=True):
         assert a.ids[: len(b.ids)] == b.ids and (*b.ids, *c.ids)[:48] == a.ids
         assert c.prompt == (*a.prompt, *b.ids)
-=======
+
+
 def test_self_refine_writes_again_what_it_rejects_itself():
     """The first attempt is accepted every time; the second is rejected once, and what takes its place is accepted."""
     problem = Problem("What is 1+1?", "2")
@@ -112,4 +112,3 @@ def test_self_refine_writes_again_what_it_rejects_itself():
     assert asked[2] == [prompts.revise(prompts.solve(problem), "3", right=False)]
     assert asked[3] == [prompts.verify(problem, "2")] * 2
     assert attempts.rewards.shape == (3, 1, 2)
->>>>>>> rise
