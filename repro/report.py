@@ -225,7 +225,8 @@ def draw(paper: Paper, results: Sequence[dict], target: Any) -> None:
     panels = paper.panels or tuple(Panel(name, (name,)) for name in paper.curves)
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.6 * columns, 3.4 * lines), squeeze=False)
+    width = 4.6 if all(panel.kind == "curve" for panel in panels) else 5.8  # the others' legends stand beside them
+    figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.4 * lines), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat, panels, strict=False):
