@@ -88,6 +88,31 @@ def _draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return found.clamp(max=probs.shape[-1] - 1)  # NaN is found behind the last
 
 
+def _prefill(
+    model: PreTrainedModel, prompts: list[list[int]], samples: int, room: int, pad_id: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[SharedPrefixLayer] | list[RoomyLayer]]:
+    """Each prompt once: for all its samples the last hidden state [rows, width], the mask with ``room`` further tokens
+    [rows, tokens], the position of the next token [rows], and the caches of the layers."""
+    ids, mask = pad(prompts, pad_id, device)
+    out = model.get_decoder()(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        past_key_values=DynamicCache(),  # whole, also where a window slides
+        use_cache=True,
+    )
+    made = out.past_key_values.layers
+    hidden = out.last_hidden_state[:, -1].repeat_interleave(samples, 0)
+    if shares_prefix(model):
+        bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, -torch.inf)[:, None, None, :]
+        slots = Slots(samples, bias, torch.arange(len(hidden)))
+        layers = [SharedPrefixLayer(layer.keys, layer.values, slots, room) for layer in made]
+    else:
+        layers = [RoomyLayer(layer.keys, layer.values, samples, room) for layer in made]
+    mask = mask.repeat_interleave(samples, 0)
+    return hidden, torch.cat([mask, mask.new_ones(len(mask), room)], 1), mask.sum(1), layers
+
+
 @torch.inference_mode()
 def _decode(
     model: PreTrainedModel,
@@ -99,33 +124,17 @@ def _decode(
     generator: torch.Generator,
 ) -> list[tuple[list[int], list[float]]]:
     """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
-    head = lm_head(model, decoding.temperature or 1.0)
-    decoder = model.get_decoder()
-    ids, mask = pad(prompts, tokenizer.pad_token_id, generator.device)
-    out = decoder(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=DynamicCache(),  # whole, also where a window slides
-        use_cache=True,
-    )
-    hidden, seen = out.last_hidden_state[:, -1].repeat_interleave(samples, 0), mask.sum(1).repeat_interleave(samples)
-    alive = torch.arange(len(seen), device=ids.device)
-    shared, room = shares_prefix(model), decoding.max_new_tokens
-    if shared:
-        bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, -torch.inf)[:, None, None, :]
-        slots = Slots(samples, bias, alive)
-        layers = [SharedPrefixLayer(layer.keys, layer.values, slots, room) for layer in out.past_key_values.layers]
-    else:
-        layers = [RoomyLayer(layer.keys, layer.values, samples, room) for layer in out.past_key_values.layers]
-    cache = Cache(layers=layers)
-    mask = torch.cat([mask.repeat_interleave(samples, 0), mask.new_ones(len(alive), room)], dim=1)
+    head, decoder = lm_head(model, decoding.temperature or 1.0), model.get_decoder()
+    room, device, pad_id = decoding.max_new_tokens, generator.device, tokenizer.pad_token_id
+    hidden, mask, seen, layers = _prefill(model, prompts, samples, room, pad_id, device)
+    cache, shared = Cache(layers=layers), isinstance(layers[0], SharedPrefixLayer)
     ready = sees_all(model) and model.config._attn_implementation == "sdpa"  # others want masks of other forms
+    alive = torch.arange(len(seen), device=device)
 
-    tokens = torch.full((len(alive), room), tokenizer.pad_token_id, device=ids.device)
+    tokens = torch.full((len(alive), room), pad_id, device=device)
     tail = max((len(text.encode()) for text in decoding.stop_strings), default=0)  # a token has a byte at least
-    logps = torch.zeros(len(alive), room, device=ids.device)
-    lengths = torch.full((len(alive),), room, device=ids.device)
+    logps = torch.zeros(len(alive), room, device=device)
+    lengths = torch.full((len(alive),), room, device=device)
     going = torch.ones_like(alive, dtype=torch.bool)
     for t in range(room):
         token, logp = choose(head(hidden), decoding, generator)
@@ -146,7 +155,7 @@ def _decode(
             for layer in layers:
                 layer.keep(rows)
             if shared:
-                slots.rows = alive
+                layers[0].slots.rows = alive  # one object for all layers
         visible = mask[:, : layers[0].length + 1]
         with attention_of_cache(model) if shared else nullcontext():
             out = decoder(
