@@ -128,8 +128,9 @@ def page(groups: Results, folder: Path) -> str:
 <h1>Papers on self-improving language models, run and measured</h1>
 <nav>{links}</nav>
 <h2 id="budget">What a budget buys</h2>
-<p>Gain is the accuracy above the base model of the same paper, seeds and test problems, in points; ± is half the width
-of a 95 % interval. Completions, tokens and minutes are means over seeds. A click on a column's head sorts.</p>
+<p>Gain is the accuracy above the base model of the same paper, seeds and test problems, in points (score: that of the
+second attempt); ± is half the width of a 95 % interval. Completions, tokens and minutes are means over seeds. A click
+on a column's head sorts.</p>
 {table(budget_rows(groups))}
 {figure(partial(draw_pareto, groups), "Accuracy gained against sampled tokens")}
 {"".join(section(paper, results, folder) for paper, results in groups)}

@@ -114,22 +114,27 @@ def budget_rows(groups: Sequence[tuple[Paper, list[dict]]]) -> list[list[str]]:
             budget = [np.mean([r["budget"][name] for r in mine]) for name in ("completions", *TOKENS)]
             minutes = np.mean([r["seconds"] for r in mine]) / 60
             peak = max(entry["peak_memory_bytes"] for r in mine for entry in r["phases"].values()) / 1e9
-            gains = [_gain(results, arm, metric) for metric in ("accuracy", "pass@8")]
+            gains = [_gain(results, arm, metric) for metric in (None, "pass@8")]
             shown = [f"{value:,.0f}" for value in budget]
             costs = [f"{minutes:.1f}", f"{peak:.1f}", str(len(mine))]
             rows.append([paper.slug, mine[0]["preset"], arm, *gains, *shown, *costs])
     return rows
 
 
-def gain(results: Sequence[dict], arm: str, metric: str = "accuracy") -> dict | None:
-    """The difference of an arm to the base, paired by problem and seed; None where one of them lacks the metric."""
+def gain(results: Sequence[dict], arm: str, metric: str | None = None) -> dict | None:
+    """The difference of an arm to the base, paired by problem and seed; None where one of them lacks the metric.
+
+    Without a ``metric``: of the accuracy, of that of the second attempt in a paper that has no other.
+    """
+    if metric is None:
+        metric = "accuracy" if any("accuracy" in r["metrics"] for r in results) else "acc@t2"
     pair = [r for r in results if r["arm"] in (arm, "base")]
     if any(metric not in r["metrics"] for r in pair):
         return None
     return check_claim(Claim("gain", "", (arm, metric), ("base", metric)), pair)
 
 
-def _gain(results: Sequence[dict], arm: str, metric: str) -> str:
+def _gain(results: Sequence[dict], arm: str, metric: str | None) -> str:
     found = gain(results, arm, metric)
     if found is None:
         return "-"
@@ -171,7 +176,8 @@ def draw_pareto(groups: Sequence[tuple[Paper, list[dict]]], target: Any) -> None
         axis.set_xlabel("thousand sampled tokens")
         axis.set_ylabel("accuracy gained (points)")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        if points:
+            axis.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(target, dpi=110, format="png", metadata={"Software": None})
     plt.close(figure)

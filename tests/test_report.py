@@ -47,6 +47,14 @@ def test_gain_is_paired_with_the_base():
     assert gain(RESULTS, "new", "pass@8") is None
 
 
+def test_gain_of_a_paper_with_two_attempts_is_that_of_the_second():
+    two = [
+        dict(r, metrics={"acc@t2": r["metrics"]["accuracy"]}, per_problem={"acc@t2": r["per_problem"]["accuracy"]})
+        for r in RESULTS
+    ]
+    assert gain(two, "new")["difference"] == pytest.approx(gain(RESULTS, "new")["difference"])
+
+
 def test_what_a_budget_buys_has_one_row_per_trained_arm():
     head, *rows = budget_rows([(PAPER, RESULTS)])
     (row,) = (dict(zip(head, row, strict=True)) for row in rows)
