@@ -94,20 +94,40 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def bench_sampling(policy: Policy, config: RunConfig, prompts: int, samples: int, new_tokens: int, runs: int) -> dict:
-    """Tokens/s of the sampler and of ``generate``, medians of alternating runs; no row stops before the last token."""
-    model, device = policy.sampler(), policy.device
+    """Tokens/s of the sampler and of ``generate``, medians of alternating runs, all completions of full length; and the
+    ratio where they end at stop tokens, as they do in use."""
     problems = load(config.task, "validation", prompts, 0, config.data)
     encoded = [policy.encode(roles.solve(p)) for p in problems]
-    ids, mask = pad(encoded, policy.tokenizer.pad_token_id, device)
+    fast, slow = sampling_rates(policy, encoded, samples, new_tokens, [], runs)
+    fast_stopping, slow_stopping = sampling_rates(policy, encoded, samples, new_tokens, policy.stop_ids, runs)
+    ceiling = sampling_ceiling(policy.sampler(), prompts * samples, max(map(len, encoded)), new_tokens)
+    return {
+        "sampling_tokens_per_second": fast,
+        "generate_tokens_per_second": slow,
+        "sampling_ratio": fast / slow,
+        "sampling_ratio_with_stops": fast_stopping / slow_stopping,
+        "sampling_share_of_ceiling": fast / ceiling,
+    }
+
+
+def sampling_rates(
+    policy: Policy, prompts: list[list[int]], samples: int, new_tokens: int, stop: list[int], runs: int
+) -> tuple[float, float]:
+    """Completion tokens/s of the sampler and of ``generate``; without ``stop`` tokens no completion ends early."""
+    model, tokenizer, device = policy.sampler(), policy.tokenizer, policy.device
+    ids, mask = pad(prompts, tokenizer.pad_token_id, device)
     generator = torch.Generator(device).manual_seed(0)
     decoding = Decoding(max_new_tokens=new_tokens)
+    rows = len(prompts) * samples
+    made: list[int] = []
 
     def ours() -> None:
-        sample(model, policy.tokenizer, encoded, samples, decoding, [], generator, rows)
+        groups = sample(model, tokenizer, prompts, samples, decoding, stop, generator, rows)
+        made.append(sum(len(c.ids) for group in groups for c in group))
 
     @torch.inference_mode()
     def theirs() -> None:
-        model.generate(
+        out = model.generate(
             input_ids=ids,
             attention_mask=mask.long(),
             do_sample=True,
@@ -116,22 +136,18 @@ def bench_sampling(policy: Policy, config: RunConfig, prompts: int, samples: int
             top_p=1.0,
             num_return_sequences=samples,
             max_new_tokens=new_tokens,
-            min_new_tokens=new_tokens,
-            pad_token_id=policy.tokenizer.pad_token_id,
-        )
+            min_new_tokens=0 if stop else new_tokens,
+            eos_token_id=policy.stop_ids,
+            pad_token_id=tokenizer.pad_token_id,
+        )[:, ids.shape[1] :]
+        ends = torch.isin(out, torch.tensor(stop, device=device, dtype=out.dtype)).long()
+        made.append(int((ends.cumsum(1) - ends == 0).sum()))
 
-    rows = prompts * samples
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    rates: dict[str, list[float]] = {"ours": [], "theirs": []}
     for name, work in (("ours", ours), ("theirs", theirs)) * (runs + 1):  # the first of each only warms up
-        times[name].append(seconds(work, device))
-    tokens = rows * new_tokens
-    fast, slow = (statistics.median(times[name][1:]) for name in ("ours", "theirs"))
-    return {
-        "sampling_tokens_per_second": tokens / fast,
-        "generate_tokens_per_second": tokens / slow,
-        "sampling_ratio": slow / fast,
-        "sampling_share_of_ceiling": tokens / fast / sampling_ceiling(model, rows, ids.shape[1], new_tokens),
-    }
+        time_ = seconds(work, device)
+        rates[name].append(made[-1] / time_)
+    return statistics.median(rates["ours"][1:]), statistics.median(rates["theirs"][1:])
 
 
 def sampling_ceiling(model, rows: int, prompt: int, new_tokens: int) -> float:
@@ -228,7 +244,8 @@ def card(found: dict) -> str:
             f"{found['model']} on {found['device']}, {found['threads']} threads, {found['quantization']}",
             f"sampling  {found['rows']} rows x {found['new_tokens']} tokens: "
             f"{found['sampling_tokens_per_second']:,.0f} tokens/s, {found['sampling_ratio']:.1f} times generate's "
-            f"{found['generate_tokens_per_second']:,.0f}, {found['sampling_share_of_ceiling']:.0%} of the ceiling",
+            f"{found['generate_tokens_per_second']:,.0f}, {found['sampling_share_of_ceiling']:.0%} of the ceiling; "
+            f"{found['sampling_ratio_with_stops']:.1f} times where completions stop",
             f"training  {found['sequences']} x {found['length']} tokens: "
             f"{found['training_tokens_per_second']:,.0f} tokens/s in {found['training_time_ratio']:.2f} of the plain "
             f"loop's time, {found['training_memory_bytes'] / 1e9:.2f} GB, {found['training_memory_ratio']:.2f} of its "

@@ -1,19 +1,18 @@
-"""Prompts in, completions out: a prompt is computed once for all its samples, finished rows leave the batch."""
+"""Prompts in, completions out. Samples of a prompt are computed once as long as they are alike."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from repro.cache import RoomyLayer, SharedPrefixLayer, Slots, attention_of_cache, sees_all, shares_prefix
+from repro.cache import RoomyLayer, sees_all
 from repro.logprobs import lm_head, pad
 
-KEEP = 0.9  # rows that are over leave when so few are left
+KEEP = 0.9  # rows that are over leave when so few others are left: the cache is copied
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,16 @@ class Decoding:
     stop_strings: tuple[str, ...] = ()
 
 
-def choose(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token per row and its log-prob. logits [rows, vocabulary] are already divided by the temperature."""
+def choose(
+    logits: torch.Tensor, row: torch.Tensor, decoding: Decoding, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token and its log-prob for each sample; ``row`` [samples] says which of the rows it is drawn from.
+
+    logits [rows, vocabulary] are already divided by the temperature.
+    """
     logp = logits.log_softmax(-1)
     if decoding.temperature == 0:
-        token = logits.argmax(-1)
+        token = logits.argmax(-1)[row]
     else:
         probs = logp.exp()
         if decoding.top_k > 0 and decoding.top_k < probs.shape[-1]:
@@ -67,8 +71,8 @@ def choose(logits: torch.Tensor, decoding: Decoding, generator: torch.Generator)
             ordered, index = probs.sort(-1, descending=True)
             ordered[ordered.cumsum(-1) - ordered > decoding.top_p * ordered.sum(-1, keepdim=True)] = 0.0
             probs = torch.zeros_like(probs).scatter(-1, index, ordered)
-        token = _draw(probs, generator)
-    return token, logp.gather(-1, token[:, None])[:, 0]
+        token = _draw(probs, row, generator)
+    return token, logp[row, token]
 
 
 def _cut(text: str, decoding: Decoding) -> int:
@@ -77,40 +81,87 @@ def _cut(text: str, decoding: Decoding) -> int:
     return min((at for at in found if at >= 0), default=len(text))
 
 
-def _draw(probs: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """One index per row of unnormalised probabilities [rows, vocabulary], where they are above 0.
+def _draw(probs: torch.Tensor, row: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """For each sample an index with a probability above 0, from its row of unnormalised ones [rows, vocabulary].
 
-    One random number per row: ``torch.multinomial`` draws one per entry, a twentieth of a step on a CPU.
+    One random number per sample: ``torch.multinomial`` draws one per entry, a twentieth of a step on a CPU.
     """
     cumulative = probs.cumsum(-1)
-    fraction = torch.rand(len(probs), 1, generator=generator, device=probs.device) * (1 - 2**-23)
-    found = torch.searchsorted(cumulative, fraction * cumulative[:, -1:], right=True)[:, 0]
+    fraction = torch.rand(len(row), generator=generator, device=probs.device) * (1 - 2**-23)
+    order, count = row.argsort(stable=True), row.bincount(minlength=len(probs))
+    place = torch.empty_like(row)  # among the samples of the same row
+    place[order] = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row[order]]
+    wanted = fraction.new_zeros(len(probs), int(count.max()))
+    wanted[row, place] = fraction
+    found = torch.searchsorted(cumulative, wanted * cumulative[:, -1:], right=True)[row, place]
     return found.clamp(max=probs.shape[-1] - 1)  # NaN is found behind the last
 
 
-def _prefill(
-    model: PreTrainedModel, prompts: list[list[int]], samples: int, room: int, pad_id: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[SharedPrefixLayer] | list[RoomyLayer]]:
-    """Each prompt once: for all its samples the last hidden state [rows, width], the mask with ``room`` further tokens
-    [rows, tokens], the position of the next token [rows], and the caches of the layers."""
-    ids, mask = pad(prompts, pad_id, device)
-    out = model.get_decoder()(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-        past_key_values=DynamicCache(),  # whole, also where a window slides
-        use_cache=True,
-    )
-    made = out.past_key_values.layers
-    hidden = out.last_hidden_state[:, -1].repeat_interleave(samples, 0)
-    if shares_prefix(model):
-        bias = torch.zeros(mask.shape, dtype=hidden.dtype).masked_fill(~mask, -torch.inf)[:, None, None, :]
-        slots = Slots(samples, bias, torch.arange(len(hidden)))
-        layers = [SharedPrefixLayer(layer.keys, layer.values, slots, room) for layer in made]
-    else:
-        layers = [RoomyLayer(layer.keys, layer.values, samples, room) for layer in made]
-    mask = mask.repeat_interleave(samples, 0)
-    return hidden, torch.cat([mask, mask.new_ones(len(mask), room)], 1), mask.sum(1), layers
+class _Rows:
+    """What the model computes: one row for all samples of a prompt that have had the same tokens so far."""
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], samples: int, room: int, pad_id: int):
+        ids, mask = pad(prompts, pad_id, model.device)
+        self.model, self.pad_id = model, pad_id
+        out = model.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(),  # whole, also where a window slides
+            use_cache=True,
+        )
+        made = out.past_key_values.layers
+        self.hidden = out.last_hidden_state[:, -1]  # [rows, width]
+        self.prompt = torch.arange(len(prompts), device=ids.device)  # of each row
+        self.live = torch.arange(len(prompts) * samples, device=ids.device)  # samples that aren't over
+        self.row = self.live // samples  # of each of them
+        self.seen = mask.sum(1) - mask.shape[1]  # of each prompt, less the length of the padded ones
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), room)], 1)
+        self.layers = [RoomyLayer(layer.keys, layer.values, len(self.live), room) for layer in made]
+        # others want masks of other forms, and make them themselves
+        self.whole_mask = model.config._attn_implementation == "sdpa" and sees_all(model)
+
+    def go_on(self, token: torch.Tensor, going: torch.Tensor) -> None:
+        """Compute the next state of the samples that are ``going`` [live samples], after their ``token``."""
+        ids = self._part(self.live[going], self.row[going], token[going])
+        length = self.layers[0].length
+        visible = self.mask[self.prompt, : length + 1]
+        out = self.model.get_decoder()(
+            input_ids=ids[:, None],
+            attention_mask=visible[:, None, None, :] if self.whole_mask else visible,
+            position_ids=(self.seen[self.prompt] + length)[:, None],
+            past_key_values=Cache(layers=self.layers),
+            use_cache=True,
+        )
+        self.hidden = out.last_hidden_state[:, -1]
+
+    def _part(self, live: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """Each row becomes one for each of its samples' tokens; the token of each row.
+
+        The first of them stays where the row is; the others go to where samples are over, or behind the last row.
+        """
+        count = len(self.prompt)
+        key, group = torch.unique((row << 32) + token, return_inverse=True)  # sorted by row
+        source, parts = key >> 32, torch.zeros_like(key, dtype=torch.bool)
+        parts[1:] = source[1:] == source[:-1]
+        unused = torch.ones(count + len(key), dtype=torch.bool, device=key.device)
+        unused[source] = False
+        target = source.clone()
+        target[parts] = unused.nonzero()[: int(parts.sum()), 0]
+        for layer in self.layers:
+            layer.copy(source[parts], target[parts])
+        count = max(count, int(target.max()) + 1)
+        ids = key.new_full((count,), self.pad_id)
+        ids[target] = key & 0xFFFFFFFF
+        self.live, self.row = live, target[group]
+        self.prompt = torch.cat([self.prompt, self.prompt.new_zeros(count - len(self.prompt))])
+        self.prompt[target] = self.prompt[source]
+        if len(key) <= KEEP * count:  # not at each end
+            rows = target.sort().values
+            for layer in self.layers:
+                layer.copy(rows, torch.arange(len(rows), device=rows.device))
+            ids, self.prompt, self.row = ids[rows], self.prompt[rows], torch.searchsorted(rows, self.row)
+        return ids
 
 
 @torch.inference_mode()
@@ -124,48 +175,24 @@ def _decode(
     generator: torch.Generator,
 ) -> list[tuple[list[int], list[float]]]:
     """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
-    head, decoder = lm_head(model, decoding.temperature or 1.0), model.get_decoder()
-    room, device, pad_id = decoding.max_new_tokens, generator.device, tokenizer.pad_token_id
-    hidden, mask, seen, layers = _prefill(model, prompts, samples, room, pad_id, device)
-    cache, shared = Cache(layers=layers), isinstance(layers[0], SharedPrefixLayer)
-    ready = sees_all(model) and model.config._attn_implementation == "sdpa"  # others want masks of other forms
-    alive = torch.arange(len(seen), device=device)
-
-    tokens = torch.full((len(alive), room), pad_id, device=device)
+    head, room, device = lm_head(model, decoding.temperature or 1.0), decoding.max_new_tokens, generator.device
+    rows = _Rows(model, prompts, samples, room, tokenizer.pad_token_id)
     tail = max((len(text.encode()) for text in decoding.stop_strings), default=0)  # a token has a byte at least
-    logps = torch.zeros(len(alive), room, device=device)
-    lengths = torch.full((len(alive),), room, device=device)
-    going = torch.ones_like(alive, dtype=torch.bool)
+    tokens = torch.full((len(rows.live), room), tokenizer.pad_token_id, device=device)
+    logps = torch.zeros(len(rows.live), room, device=device)
+    lengths = torch.full((len(rows.live),), room, device=device)
     for t in range(room):
-        token, logp = choose(head(hidden), decoding, generator)
-        tokens[alive, t], logps[alive, t] = token, logp.float()  # of rows that are over nothing is read later
+        live = rows.live
+        token, logp = choose(head(rows.hidden), rows.row, decoding, generator)
+        tokens[live, t], logps[live, t] = token, logp.float()
         ends = torch.isin(token, stop)
         if tail:
-            texts = tokenizer.batch_decode(tokens[alive, max(0, t + 1 - tail) : t + 1].tolist())
-            ends |= torch.tensor([_cut(text, decoding) < len(text) for text in texts], device=ends.device)
-        ends &= going
-        lengths[alive[ends]] = t + 1
-        going &= ~ends
-        left = int(going.sum())
-        if left == 0 or t + 1 == room:
+            texts = tokenizer.batch_decode(tokens[live, max(0, t + 1 - tail) : t + 1].tolist())
+            ends |= torch.tensor([_cut(text, decoding) < len(text) for text in texts], device=device)
+        lengths[live[ends]] = t + 1
+        if t + 1 == room or ends.all():
             break
-        if left <= KEEP * len(going):  # not at each end: the whole cache is copied
-            rows = going.nonzero()[:, 0]
-            alive, token, seen, mask, going = alive[rows], token[rows], seen[rows], mask[rows], going[rows]
-            for layer in layers:
-                layer.keep(rows)
-            if shared:
-                layers[0].slots.rows = alive  # one object for all layers
-        visible = mask[:, : layers[0].length + 1]
-        with attention_of_cache(model) if shared else nullcontext():
-            out = decoder(
-                input_ids=token[:, None],
-                attention_mask=visible[:, None, None, :] if shared or ready else visible,
-                position_ids=seen[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-        hidden, seen = out.last_hidden_state[:, -1], seen + 1
+        rows.go_on(token, ~ends)
     if logps.isnan().any():
         raise ValueError("the model's logits are not numbers")
     pairs = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)

@@ -1,4 +1,4 @@
-"""The sampler against the model: distribution, log-probs, rows that leave, and attention over shared prompts."""
+"""The sampler against the model: distribution, log-probs, rows that part and leave, stop strings."""
 
 from types import SimpleNamespace
 
@@ -8,11 +8,10 @@ from conftest import perturb
 from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from repro.cache import shares_prefix
 from repro.config import RunConfig
 from repro.logprobs import completion_values
 from repro.policy import Policy
-from repro.sampling import Decoding, choose, sample
+from repro.sampling import KEEP, Decoding, choose, sample
 
 
 def test_samples_at_temperature_one_follow_the_models_own_softmax(tiny):
@@ -93,21 +92,54 @@ def test_same_generator_state_same_completions(tiny):
 def test_top_k_and_top_p_cut_the_tail():
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
     generator = torch.Generator().manual_seed(0)
-    token, logp = choose(logits, Decoding(top_k=2), generator)
+    rows = torch.arange(len(logits))
+    token, logp = choose(logits, rows, Decoding(top_k=2), generator)
     assert set(token.tolist()) == {0, 1}
     assert torch.allclose(logp, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0])
     # softmax is 0.64, 0.23, 0.09, 0.03, 0.01: the smallest set that reaches 0.8 has two tokens
-    token, _ = choose(logits, Decoding(top_p=0.8), generator)
+    token, _ = choose(logits, rows, Decoding(top_p=0.8), generator)
     assert set(token.tolist()) == {0, 1}
 
 
-def test_nothing_without_probability_is_drawn():
-    logits = torch.full((20_000, 4), -torch.inf)
+@pytest.mark.parametrize("rows", [1, 20_000])
+def test_samples_of_one_row_are_drawn_apart_and_nothing_without_probability(rows):
+    logits = torch.full((rows, 4), -torch.inf)
     logits[:, 1], logits[:, 2] = 0.0, torch.tensor(3.0).log()
-    token, _ = choose(logits, Decoding(), torch.Generator().manual_seed(0))
+    row = torch.arange(20_000) % rows
+    token, logp = choose(logits, row, Decoding(), torch.Generator().manual_seed(0))
     counts = torch.bincount(token, minlength=4)
     assert counts[0] == counts[3] == 0
     assert chisquare(counts[1:3], [5_000, 15_000]).pvalue > 0.001
+    neighbours = torch.bincount((token[::2] - 1) * 2 + token[1::2] - 1, minlength=4)
+    assert chisquare(neighbours, [625, 1_875, 1_875, 5_625]).pvalue > 0.001
+    assert torch.allclose(logp.exp(), torch.tensor([0.0, 0.25, 0.75, 0.0])[token])
+
+
+def test_each_sample_is_drawn_from_its_own_row():
+    logits = torch.full((3, 5), -torch.inf)
+    logits[0, 4] = logits[1, 1] = logits[2, 0] = 0.0
+    row = torch.tensor([2, 0, 1, 1, 0, 2, 0])
+    for temperature in (0.0, 1.0):
+        token, _ = choose(logits, row, Decoding(temperature=temperature), torch.Generator())
+        assert token.tolist() == [0, 4, 1, 1, 4, 0, 4]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_samples_are_one_row_as_long_as_they_are_alike(tiny, temperature):
+    """Rows of each step, against the different beginnings of the completions that go on."""
+    model, sizes = tiny.sampler(), []
+    prompts = [tiny.encode([{"role": "user", "content": t}]) for t in ("Compute 3-4+5.", "Compute 1/2+1/3.")]
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    decoding = Decoding(temperature=temperature, max_new_tokens=48)
+    groups = sample(model, tiny.tokenizer, prompts, 16, decoding, tiny.stop_ids, torch.Generator().manual_seed(0))
+    hook.remove()
+    for t, size in enumerate(sizes):
+        different = {(c.prompt, c.ids[:t]) for group in groups for c in group if len(c.ids) > t}
+        assert len(different) <= size <= len(different) / KEEP
+    assert len(sizes) == max(len(c.ids) for group in groups for c in group)
+    assert sizes[0] == 2 and (temperature == 0 or max(sizes) > 4)
 
 
 SHAPE = {
@@ -132,20 +164,19 @@ def model_of(kind: str, **changes):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changes", "shared"),
+    ("kind", "changes"),
     [
-        ("llama", {}, True),
-        ("qwen2", {"num_key_value_heads": 6}, True),
-        ("qwen3", {"num_key_value_heads": 1}, True),
-        ("mistral", {"sliding_window": None}, True),
-        ("mistral", {"sliding_window": 4}, False),
-        ("gemma2", {"layer_types": ["full_attention"] * 2, "attn_logit_softcapping": 2.0}, False),
+        ("llama", {}),
+        ("qwen2", {"num_key_value_heads": 6}),
+        ("qwen3", {"num_key_value_heads": 1}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 4}),
+        ("gemma2", {"layer_types": ["full_attention"] * 2, "attn_logit_softcapping": 2.0}),
     ],
 )
-def test_log_probs_of_every_architecture_are_those_of_one_pass(kind, changes, shared):
-    """With padding, grouped heads, rows that end at different tokens, and sliding windows."""
+def test_log_probs_of_every_architecture_are_those_of_one_pass(kind, changes):
+    """With padding, grouped heads, rows that part and end at different tokens, and sliding windows."""
     model = model_of(kind, **changes)
-    assert shares_prefix(model) == shared
     prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16]]
     stop, generator = [1, 2, 3, 4], torch.Generator().manual_seed(0)
     groups = sample(model, TOKENIZER, prompts, 5, Decoding(max_new_tokens=12), stop, generator)
@@ -156,13 +187,6 @@ def test_log_probs_of_every_architecture_are_those_of_one_pass(kind, changes, sh
     assert (sampled - recomputed).abs().max() < 1e-5
     assert [len(group) for group in groups] == [5] * 4
     assert all(c.prompt == tuple(p) for p, group in zip(prompts, groups, strict=True) for c in group)
-
-
-def test_attention_of_the_model_is_as_before_after_sampling():
-    model = model_of("llama")
-    before = model.config._attn_implementation
-    sample(model, TOKENIZER, [[5, 6]], 2, Decoding(max_new_tokens=3), [1], torch.Generator())
-    assert model.config._attn_implementation == before
 
 
 def test_logits_that_are_not_numbers_are_an_error():
