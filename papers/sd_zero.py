@@ -111,7 +111,7 @@ class Config(RunConfig):
             **{"eval_problems": 256, "eval_samples": 4},
         },
         "smol": {
-            **{"max_new_tokens": 320, "srt_iterations": 2},
+            **{"max_new_tokens": 160, "srt_iterations": 2},
             **{"sft_learning_rate": 1e-4, "online_learning_rate": 1e-4},
         },
         "gpu": {

@@ -70,7 +70,7 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
     from repro.config import ConfigError, parse
     from repro.experiment import preflight
-    from repro.launch import default_workers, run_tasks
+    from repro.launch import run_tasks
     from repro.report import claims, describe, measured
     from repro.track import choose_tracker
 
@@ -82,7 +82,7 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     preflight(config)
     choose_tracker(launch.track)
     tasks = tasks_of(paper, script, config, launch)
-    made = run_tasks(tasks, launch.workers or default_workers(), load_script, launch.memory_limit)
+    made = run_tasks(tasks, load_script, launch)
     results = [result for result in made if result]
     if not results:
         return 1
@@ -146,7 +146,7 @@ def run_all(argv: Sequence[str]) -> int:
         return 0
     for config in {task.config.digest(): task.config for task in tasks}.values():
         preflight(config)
-    results = run_tasks(tasks, workers, load_script, launch.memory_limit)
+    results = run_tasks(tasks, load_script, launch)
     made = [
         (p, [r for r in results if r and r["paper"] == p.slug]) for p in {t.paper.slug: t.paper for t in tasks}.values()
     ]

@@ -252,8 +252,9 @@ class Run:
         spent.update({k: self.budget[k] - before.get(k, 0.0) for k in ("completions", "sampled_tokens")})
         self.budget = defaultdict(float, before)
 
-    def monitor(self, problems: int = 128, samples: int = 2) -> float:
+    def monitor(self, samples: int = 2) -> float:
         """Accuracy on validation problems at this moment, logged as "validation"; not part of the method's budget."""
+        problems = min(128, max(1, self.config.eval_problems // 2))
         held_out = load(self.config.task, "validation", problems, 0, self.config.data)
         generator = torch.Generator(self.policy.device).manual_seed(1_000 * self.seed + self.step)
         phases, recorder = self.phases, self.recorder

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from repro.config import ConfigError
+from repro.config import ConfigError, Launch
 from repro.experiment import run_arm, run_folder
+from repro.policy import Policy
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
@@ -78,20 +79,26 @@ def limit_memory(gigabytes: float) -> None:
     torch.cuda.set_per_process_memory_fraction(gigabytes * 2**30 / total)
 
 
-def run_tasks(tasks: Sequence[Task], workers: int, load: Load, memory_limit: float = 0) -> list[dict | None]:
+def prepare(launch: Launch) -> None:
+    """What holds for all arms of this process."""
+    limit_memory(launch.memory_limit)
+    Policy.merge = launch.merge
+
+
+def run_tasks(tasks: Sequence[Task], load: Load, launch: Launch) -> list[dict | None]:
     """The result of each task, None for one that broke off; its error is told in one line when all are over.
 
     When a worker is killed (by the system, for its memory), its pool is lost; what didn't finish then runs one by one.
     """
-    workers = min(workers, len(tasks))
-    limit_memory(memory_limit)
+    workers = min(launch.workers or default_workers(), len(tasks))
+    prepare(launch)
     if workers <= 1:
         return [_guarded(task) for task in tasks]
     with Overview(tasks) as overview:
-        made = _in_processes(tasks, workers, load, overview.show, memory_limit)
+        made = _in_processes(tasks, workers, load, overview.show, launch)
         for i, one in enumerate(made):
             if isinstance(one, BrokenProcessPool):
-                (made[i],) = _in_processes([tasks[i]], 1, load, lambda _: None, memory_limit)
+                (made[i],) = _in_processes([tasks[i]], 1, load, lambda _: None, launch)
     for task, one in zip(tasks, made, strict=True):
         if isinstance(one, BaseException):
             tell(task, one)
@@ -99,13 +106,13 @@ def run_tasks(tasks: Sequence[Task], workers: int, load: Load, memory_limit: flo
 
 
 def _in_processes(
-    tasks: Sequence[Task], workers: int, load: Load, show: Callable[[int], None], memory_limit: float
+    tasks: Sequence[Task], workers: int, load: Load, show: Callable[[int], None], launch: Launch
 ) -> list[dict | BaseException]:
     gpus = torch.cuda.device_count()
     threads = max(1, cores() // workers)
     context = get_context("spawn")
     turn = context.Value("i", 0)
-    executor = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, gpus, turn, memory_limit))
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, gpus, turn, launch))
     futures = [
         executor.submit(_work, load, task.script, asdict(task.config), task.arm, task.seed, task.out) for task in tasks
     ]
@@ -142,13 +149,13 @@ def tell(task: Task, error: BaseException) -> None:
     print(f"repro: {task.name} broke off: {text}", file=sys.stderr, flush=True)
 
 
-def _start_worker(parent: int, threads: int, gpus: int, turn, memory_limit: float) -> None:
+def _start_worker(parent: int, threads: int, gpus: int, turn, launch: Launch) -> None:
     torch.set_num_threads(threads)
     if gpus:
         with turn.get_lock():
             torch.cuda.set_device(turn.value % gpus)
             turn.value += 1
-        limit_memory(memory_limit)
+    prepare(launch)
 
     def leave_with_parent() -> None:
         while os.getppid() == parent:

@@ -7,6 +7,7 @@ import copy
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -99,6 +100,8 @@ class Policy:
     The reference policy is the base with the adapter off. No second base model is ever loaded, apart from the plain
     copy with merged weights that completions are sampled from (``sampler``).
     """
+
+    merge: ClassVar[str] = "auto"  # as --merge (repro.config.Launch)
 
     def __init__(self, config: RunConfig, seed: int = 0, device: torch.device | None = None):
         self.device = device or pick_device()
@@ -195,8 +198,8 @@ class Policy:
 
     @contextlib.contextmanager
     def sampling(self, adapter: str | None = ADAPTER) -> Iterator[PreTrainedModel]:
-        """The model to sample from: the merged copy where it fits, else the base with the adapter beside it."""
-        if self._sampler is not None or self._merged_fits():
+        """The model to sample from: the merged copy where it fits or is wanted, else base and adapter side by side."""
+        if self.merge == "always" or (self.merge == "auto" and self._merged_fits()):
             yield self.sampler(adapter)
         else:
             with self.using(adapter):
@@ -204,7 +207,7 @@ class Policy:
 
     def _merged_fits(self) -> bool:
         """Whether the copy leaves a fifth of the GPU memory that this process may use to caches and training."""
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or self._sampler is not None:
             return True
         memory = torch.cuda.get_device_properties(self.device).total_memory
         memory *= torch.cuda.get_per_process_memory_fraction(self.device)

@@ -84,6 +84,20 @@ def arithmetic(split: str, size: int, seed: int) -> list[Problem]:
     return _unique(draw, split, size)
 
 
+def one_step(split: str, size: int, seed: int) -> list[Problem]:
+    """Sum, difference or product of two numbers up to 12: for language models of about a hundred million parameters."""
+    rng = random.Random(f"one_step {split} {seed}")
+
+    def draw() -> Problem:
+        sign = rng.choice("+-*")
+        b, a = sorted((rng.randint(1, 12), rng.randint(1, 12))) if sign == "-" else rng.choices(range(1, 13), k=2)
+        answer = str({"+": a + b, "-": a - b, "*": a * b}[sign])
+        step = f"{a} {sign} {b} = {answer}"
+        return Problem(f"What is {a} {sign} {b}?", answer, solution_text([step], answer), "one_step", 1)
+
+    return _unique(draw, split, size)
+
+
 def gsm_symbolic(split: str, size: int, seed: int) -> list[Problem]:
     """GSM-Symbolic templates from reasoning-gym (no download)."""
 
@@ -196,7 +210,7 @@ def _from_files(name: str, split: str, size: int, seed: int, data: str | None, h
 
 GSM8K = {"train": ("openai/gsm8k", "main"), "test": ("openai/gsm8k", "main")}
 MATH = {"train": ("DigitalLearningGmbH/MATH-lighteval",), "test": ("HuggingFaceH4/MATH-500",)}
-GENERATED = {"arithmetic": arithmetic, "gsm_symbolic": gsm_symbolic, "countdown": countdown}
+GENERATED = {"arithmetic": arithmetic, "one_step": one_step, "gsm_symbolic": gsm_symbolic, "countdown": countdown}
 FROM_FILES = {"gsm8k": (GSM8K, _gsm8k_problem), "math": (MATH, _math_problem)}
 TASKS = (*GENERATED, *FROM_FILES)
 

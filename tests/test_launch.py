@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from repro.cli import load_script, main
+from repro.config import Launch
 from repro.launch import Overview, Task, plan, run_tasks
 
 SCRIPT = """
@@ -37,7 +38,7 @@ def tasks(tmp_path) -> list[Task]:
 
 
 def test_broken_and_killed_arms_stop_no_other(tasks, capfd):
-    results = run_tasks(tasks, 2, load_script)
+    results = run_tasks(tasks, load_script, Launch(workers=2))
     assert [r and r["status"] for r in results] == [None, None, "ok", "ok"]
     told = [line for line in capfd.readouterr().err.splitlines() if "broke off" in line]
     assert len(told) == 2
@@ -67,7 +68,7 @@ def test_the_overview_shows_what_runs_now(tasks, monkeypatch, capsys):
 
 
 def test_one_after_the_other_a_broken_arm_stops_no_other(tasks):
-    results = run_tasks(tasks[1:3], 1, load_script)
+    results = run_tasks(tasks[1:3], load_script, Launch(workers=1))
     assert results[0] is None and results[1]["status"] == "ok"
 
 

@@ -106,24 +106,26 @@ def test_sampling_goes_on_with_fewer_rows(tiny, monkeypatch):
 
 
 def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
+    """And with --merge always or never, whatever the room."""
     texts = {}
-    for fits in (True, False):
+    cases = {("auto", True): True, ("auto", False): False, ("always", False): True, ("never", True): False}
+    for (merge, fits), merged in cases.items():
         policy = Policy(RunConfig())
         perturb(policy, 0.05)
         policy.freeze_copy("old")
         perturb(policy, 0.05, seed=1)
+        monkeypatch.setattr(Policy, "merge", merge)
         monkeypatch.setattr(Policy, "_merged_fits", lambda self, fits=fits: fits)
         prompts = [policy.encode([{"role": "user", "content": f"Compute {n}+5."}]) for n in (1, 23)]
         args = Decoding(temperature=0.0, max_new_tokens=24), policy.stop_ids, torch.Generator()
         for adapter in ("policy", "old", None):
             with policy.sampling(adapter) as model:
                 groups = sample(model, policy.tokenizer, prompts, 1, *args)
-            texts[fits, adapter] = [c.text for group in groups for c in group]
-        assert (policy._sampler is not None) == fits
+            texts.setdefault(adapter, []).append([c.text for group in groups for c in group])
+        assert (policy._sampler is not None) == merged
         assert policy.model.active_adapter == "policy"
-    for adapter in ("policy", "old", None):
-        assert texts[True, adapter] == texts[False, adapter]
-    assert texts[True, "policy"] != texts[True, None]
+    assert all(text == every[0] for every in texts.values() for text in every)
+    assert texts["policy"] != texts[None]
 
 
 def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):

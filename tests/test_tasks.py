@@ -65,7 +65,7 @@ def test_the_first_error_of_a_slip_is_the_step_that_slipped():
 
 @pytest.mark.parametrize("task", GENERATED)
 def test_splits_are_disjoint_and_deterministic(task):
-    size = {"arithmetic": 300, "gsm_symbolic": 20, "countdown": 2}[task]
+    size = {"arithmetic": 300, "one_step": 20, "gsm_symbolic": 20, "countdown": 2}[task]
     splits = {name: load(task, name, size, seed=0) for name in ("train", "validation", "test")}
     questions = [p.question for problems in splits.values() for p in problems]
     assert len(questions) == len(set(questions)) == 3 * size
