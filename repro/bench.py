@@ -96,7 +96,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def bench_sampling(policy: Policy, config: RunConfig, prompts: int, samples: int, new_tokens: int, runs: int) -> dict:
     """Tokens/s of the sampler and of ``generate``, medians of alternating runs, all completions of full length; and the
     ratio where they end at stop tokens, as they do in use."""
-    problems = load(config.task, "validation", prompts, 0, config.data)
+    problems = load(config.task, "train", prompts, 0, config.data)
     encoded = [policy.encode(roles.solve(p)) for p in problems]
     fast, slow = sampling_rates(policy, encoded, samples, new_tokens, [], runs)
     fast_stopping, slow_stopping = sampling_rates(policy, encoded, samples, new_tokens, policy.stop_ids, runs)
