@@ -27,7 +27,8 @@ th:first-child, td:first-child { text-align: left; } .text td, .text th { text-a
 th button { all: unset; cursor: pointer; font-weight: 600; } th button:focus-visible { outline: 2px solid; }
 .holds, .fails, .undecided { border-radius: 1rem; padding: .1rem .6rem; font-weight: 600; white-space: nowrap; }
 .holds { background: #1a7f3733; } .fails { background: #cf222e33; } .undecided { background: var(--soft); }
-nav a { margin-right: 1rem; white-space: nowrap; } .note { opacity: .8; font-size: .9rem; }
+nav { display: flex; flex-wrap: wrap; gap: .5rem 1rem; } nav a { white-space: nowrap; }
+.note { opacity: .8; font-size: .9rem; }
 pre { overflow-x: auto; background: var(--soft); padding: 1rem; white-space: pre-wrap; }
 """
 

@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from repro.config import ConfigError, RunConfig
@@ -69,6 +69,8 @@ def load_base(config: RunConfig, device: torch.device) -> tuple[PreTrainedModel,
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
+    elif "gguf_file" in extra:  # else the weights may stay packed, which can't be trained through
+        extra["quantization_config"] = GgufConfig(extra["gguf_file"], dequantize=True)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **{k: v for k, v in extra.items() if k == "gguf_file"})
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map={"": device}, **extra)
