@@ -113,7 +113,7 @@ class RunConfig:
         """Raise ConfigError for values that can't work."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            zero = field.default == 0 or field.name in ("warmup", "iterations")
+            zero = field.default == 0 or field.name == "iterations" or field.name.startswith("warmup")
             if type(value) is int and value < 1 and not zero:
                 raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
             if type(value) is int and value < 0:

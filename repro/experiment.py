@@ -167,9 +167,10 @@ class Run:
         return chosen
 
     def log(self, **values: float) -> None:
-        """Numbers of this step; several values of one name are averaged."""
+        """Numbers of this step; several values of one name are averaged, NaN ("not defined here") is left out."""
         for name, value in values.items():
-            self._logged[name].append(float(value))
+            if not np.isnan(float(value)):
+                self._logged[name].append(float(value))
 
     # --- rollouts ---------------------------------------------------------------------------------------------------
 
@@ -479,6 +480,7 @@ def _train_and_evaluate(paper: Paper, config: RunConfig, arm: str, seed: int, fo
         status, error = "failed", str(problem)
         training, phases = dict(run.budget), run.phases
         say(f"{paper.slug}/{arm} seed {seed}: stopped: {problem}")
+    metrics = {name: value for name, value in metrics.items() if not np.isnan(np.mean(value))}  # NaN: not defined here
     numbers = {name: float(np.mean(value)) for name, value in metrics.items()}
     track({"step": run.step, **{f"final {name}": value for name, value in numbers.items()}})
     run.policy.save_adapter(folder / "adapter")

@@ -12,6 +12,7 @@ from conftest import ROOT
 from repro.cli import ALIASES, load_paper, main, paper_scripts, renew_readme
 from repro.config import RunConfig
 from repro.report import describe, read_results
+from repro.tasks import GENERATED, load
 
 
 def refused(capsys, *words: str) -> str:
@@ -51,6 +52,16 @@ def test_values_that_cannot_work(capsys, monkeypatch, tmp_path):
     assert "train.jsonl:2: not a line of JSON" in refused(
         capsys, "run", "nft", "--task", "gsm8k", "--data", str(tmp_path), *out
     )
+
+
+@pytest.mark.parametrize("preset", RunConfig.PRESETS)
+@pytest.mark.parametrize("paper", paper_scripts())
+def test_the_settings_of_every_preset_can_work(paper, preset):
+    config = load_paper(paper).config.for_preset(preset)
+    config.check()
+    if config.task in GENERATED:
+        for split, size in (("train", config.train_problems), (config.eval_split, config.eval_problems)):
+            assert len(load(config.task, split, size)) == size
 
 
 def test_gpu_preset_without_a_gpu(tmp_path):

@@ -127,6 +127,22 @@ def test_a_non_finite_loss_fails_the_arm_and_keeps_the_last_good_step(tmp_path):
     assert checkpoint["step"] == 2
 
 
+def test_what_is_not_defined_is_left_out_of_results(tmp_path):
+    def measure(run, config):
+        return {"accuracy": [1.0, 0.0], "of wrong ones": float("nan"), "each": [1.0, float("nan")]}
+
+    def train(run, config):
+        for step in run.steps(2):
+            run.log(reward=step, share=float("nan") if step else 0.5)
+
+    paper = replace(PAPER, arms={"nft": train}, evaluate=measure)
+    result = run_arm(paper, CONFIG, "nft", 0, str(tmp_path))
+    text = (run_folder(paper, CONFIG, "nft", 0, str(tmp_path)) / "result.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")) == result
+    assert set(result["metrics"]) == {"accuracy", "training reward"}
+    assert [set(row) & {"reward", "share"} for row in result["history"]] == [{"reward", "share"}, {"reward"}]
+
+
 def result_of(arm: str, seed: int, accuracy: list[float], status: str = "ok") -> dict:
     metrics = {"accuracy": {"value": float(np.mean(accuracy))}, "entropy": {"value": 0.1 * (arm == "a") + 0.01 * seed}}
     return {"arm": arm, "seed": seed, "status": status, "metrics": metrics, "per_problem": {"accuracy": accuracy}}
