@@ -147,12 +147,13 @@ class _Rows:
         key, group = torch.unique((row << 32) + token, return_inverse=True)  # sorted by row
         source, parts = key >> 32, torch.zeros_like(key, dtype=torch.bool)
         parts[1:] = source[1:] == source[:-1]
-        unused = torch.ones(count + len(key), dtype=torch.bool, device=key.device)
-        unused[source] = False
         target = source.clone()
-        target[parts] = unused.nonzero()[: int(parts.sum()), 0]
-        for layer in self.layers:
-            layer.copy(source[parts], target[parts])
+        if moved := int(parts.sum()):
+            unused = torch.ones(count + moved, dtype=torch.bool, device=key.device)
+            unused[source] = False
+            target[parts] = unused.nonzero()[:moved, 0]
+            for layer in self.layers:
+                layer.copy(source[parts], target[parts])
         count = max(count, int(target.max()) + 1)
         ids = key.new_full((count,), self.pad_id)
         ids[target] = key & 0xFFFFFFFF
