@@ -20,6 +20,7 @@ How this differs from the paper.
 Commands.
     repro run nft                                  # tiny model, seed 0
     repro run nft --seeds 5                        # with intervals over seeds
+    repro run nft --preset smol                    # SmolLM2-135M-Instruct on sums, differences and products
     repro run nft --preset gpu                     # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 
 Expected (tiny, two cores): about 4 minutes for one seed and 20 for five, under 1.5 GB a process; base 38 %, the three

@@ -72,6 +72,7 @@ def test_killed_twenty_times_it_ends_bit_identical(name, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += 1
+    print(f"{name}: {kills} kills")
     assert kills >= KILLS // 2  # a run that was over before its last kill had enough of them
     killed.finish()
     expected, found = whole.outcome(), killed.outcome()
