@@ -222,8 +222,8 @@ def claims_command(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(checked, indent=1))
     elif checked:
-        names = [["paper", *claim_rows([])[0]]]
-        print(markdown(names + [[c["paper"], *claim_rows([c])[1]] for c in checked]))
+        names = [["paper", "preset", *claim_rows([])[0]]]
+        print(markdown(names + [[c["paper"], c["preset"], *claim_rows([c])[1]] for c in checked]))
     else:
         print("no results yet")
     return 0
@@ -236,9 +236,12 @@ def list_papers(argv: Sequence[str]) -> int:
     rows = [["paper", "arXiv", "title", "arms", "claims measured"]]
     for name in paper_scripts():
         paper = load_paper(name)
-        verdicts = [c["verdict"] for key, results in groups.items() if key[0] == name for c in claims(paper, results)]
-        shown = ", ".join(f"{verdicts.count(v)} {v}" for v in ("holds", "fails", "undecided") if v in verdicts)
-        rows.append([name, paper.arxiv, paper.title, " ".join(paper.arms), shown or "not yet"])
+        shown = []
+        for (slug, preset, _), results in groups.items():
+            if slug == name and (verdicts := [c["verdict"] for c in claims(paper, results)]):
+                counts = (f"{verdicts.count(v)} {v}" for v in ("holds", "fails", "undecided") if v in verdicts)
+                shown.append(f"{preset}: {', '.join(counts)}")
+        rows.append([name, paper.arxiv, paper.title, " ".join(paper.arms), "; ".join(shown) or "not yet"])
     print(markdown(rows))
     return 0
 
