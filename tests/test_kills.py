@@ -17,7 +17,7 @@ from repro.report import read_results
 KILLS = 20
 COMMON = "--iterations 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
 MORE = {
-    "b_star": "--iterations 5 --dev-problems 2 --updates 8 --restart-updates 2 --warmup-problems 8 --warmup-updates 2",
+    "b_star": "--iterations 14 --dev-problems 2 --updates 8 --restart-updates 2 --warmup-problems 8 --warmup-updates 2",
     "intervention": "--completions 800 --pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
 }
 ARMS = {
