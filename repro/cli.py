@@ -72,7 +72,6 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     from repro.experiment import preflight
     from repro.launch import run_tasks
     from repro.report import claims, describe, measured
-    from repro.track import choose_tracker
 
     prog = f"repro run {script.stem}"
     config, launch = parse(paper.config, list(argv), prog, f"{paper.title} (arXiv {paper.arxiv})")
@@ -80,7 +79,6 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     if unknown:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.all_arms)}")
     preflight(config)
-    choose_tracker(launch.track)
     tasks = tasks_of(paper, script, config, launch)
     made = run_tasks(tasks, load_script, launch)
     results = [result for result in made if result]

@@ -24,6 +24,7 @@ import torch
 from repro.config import ConfigError, Launch
 from repro.experiment import run_arm, run_folder
 from repro.policy import Policy
+from repro.track import choose_tracker
 
 if TYPE_CHECKING:
     from repro.config import RunConfig
@@ -83,6 +84,7 @@ def prepare(launch: Launch) -> None:
     """What holds for all arms of this process."""
     limit_memory(launch.memory_limit)
     Policy.merge = launch.merge
+    choose_tracker(launch.track)
 
 
 def run_tasks(tasks: Sequence[Task], load: Load, launch: Launch) -> list[dict | None]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from repro.config import ConfigError
 
-VARIABLE = "REPRO_TRACK"  # also tells the worker processes
+LIBRARY = "none"  # as --track (repro.config.Launch)
 Log = Callable[[dict[str, float]], None]
 
 
 def choose_tracker(name: str) -> None:
-    """Let all runs of this process and of its workers be tracked. Raises ConfigError if it isn't installed."""
+    """Let all runs of this process be tracked. Raises ConfigError if it isn't installed."""
+    global LIBRARY
     if name != "none" and importlib.util.find_spec(name) is None:
         raise ConfigError(f"--track {name}: it isn't installed; run: pip install {name}")
-    os.environ[VARIABLE] = name
+    LIBRARY = name
 
 
 @contextmanager
@@ -27,12 +27,11 @@ def tracking(name: str, settings: dict) -> Iterator[Log]:
 
     A run that goes on after an interruption goes on there, too, since its ``name`` is the same.
     """
-    library = os.environ.get(VARIABLE, "none")
-    if library == "none":
+    if LIBRARY == "none":
         yield lambda row: None
         return
-    tracker = importlib.import_module(library)
-    same = {"id": name} if library == "wandb" else {}  # trackio goes by the name
+    tracker = importlib.import_module(LIBRARY)
+    same = {"id": name} if LIBRARY == "wandb" else {}  # trackio goes by the name
     tracker.init(project="repro", name=name, config=settings, resume="allow", **same)
     try:
         yield lambda row: tracker.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))

@@ -11,6 +11,7 @@ from repro.config import RunConfig
 from repro.policy import Policy
 
 ROOT = Path(__file__).parent.parent
+TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run
 sys.path.insert(0, str(ROOT))  # tests import papers.nft
 torch.set_num_threads(2)
 

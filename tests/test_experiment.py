@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, TIMED
 
 from papers.nft import PAPER, Config
 from repro import Claim
@@ -25,7 +25,6 @@ SMALL += ["--eval-samples", "2", "--max-new-tokens", "48"]
 CONFIG = Config(
     iterations=4, prompts=4, samples=4, train_problems=64, eval_problems=16, eval_samples=2, max_new_tokens=48
 )
-TIMED = ("seconds", "phases", "date", "machine")
 
 
 def command(out, *more: str) -> list[str]:

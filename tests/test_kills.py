@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TIMED
 
 from repro.cli import load_paper, paper_scripts
 from repro.report import read_results
@@ -25,7 +26,6 @@ ARMS = {
     "sd_zero": "sd_zero_sync",
     "rise": "rise_2",
 }  # else the paper's name
-TIMED = ("seconds", "phases", "date", "machine")
 
 
 class Script:

@@ -10,7 +10,7 @@ import pytest
 from papers.nft import PAPER, Config
 from repro.cli import main
 from repro.experiment import run_arm
-from repro.track import VARIABLE, choose_tracker
+from repro.track import choose_tracker
 
 TRACKER = """
 import json, os
@@ -30,7 +30,7 @@ def test_steps_and_results_reach_the_tracker_and_a_resumed_run_goes_on(library, 
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, library, raising=False)
     monkeypatch.setenv("TRACKED", str(tmp_path / "tracked"))
-    monkeypatch.setenv(VARIABLE, "none")
+    monkeypatch.setattr("repro.track.LIBRARY", "none")
     choose_tracker(library)
     result = run_arm(PAPER, replace(CONFIG, iterations=2), "nft", 0, str(tmp_path / "runs"))
     rows = [json.loads(line) for line in (tmp_path / "tracked").read_text().splitlines()]
