@@ -217,7 +217,7 @@ def fine_tune(run: Run, config: Config, kind: Target) -> None:
         run.state["last_sft_step"] = run.step + config.sft_steps
         run.trainer.new_optimizer(config.sft_learning_rate)
         every = target_batch(run, examples, kind)
-        nats = -(run.values(every, adapter=None) * every.fields["weight"]).sum().item()
+        nats = -(run.values(every, adapter=None).cpu() * every.fields["weight"]).sum().item()
         run.state["measured"] = {**run.state.get("measured", {}), "target NLL": nats}
     for _ in run.steps(run.state["last_sft_step"]):
         chosen = torch.randperm(len(examples), generator=run.rng)[: config.sft_batch]

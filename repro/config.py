@@ -96,7 +96,7 @@ class RunConfig:
             "iterations": 60,
             "prompts": 16,
             "learning_rate": 2e-5,
-            "tokens_per_batch": 8192,
+            "tokens_per_batch": 4096,  # what a card of 24 GB has room for (repro bench --plan)
             "rows_per_batch": 128,
         },
     }

@@ -30,7 +30,8 @@ PLAIN_TEMPLATE = (  # for base models without a chat template
 
 
 def pick_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The current GPU with its index, which some of CUDA's queries insist on, or the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def model_source(name: str) -> tuple[str, dict]:

@@ -1,7 +1,11 @@
 """What several test files share: random models, and the committed tiny policy."""
 
+import os
 import sys
 from pathlib import Path
+
+if "--gpu" not in sys.argv:  # tests compare with CPU tensors: a GPU of the machine is used only where it is asked for
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ torch.set_num_threads(2)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes or many GB")
+    parser.addoption("--gpu", action="store_true", help="also run the tests that need a CUDA device")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
