@@ -56,13 +56,16 @@ from functools import partial
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import batches, nll
-from repro.experiment import Metrics, evaluate
-from repro.sampling import Completion
-from repro.storage import write_atomically
-from repro.tasks import Problem, load
-from repro.training import Batch, cosine
+from repro import Claim, Panel, Paper, Run, RunConfig, script_main
+from repro.evaluation import evaluate
+from repro.launch.storage import write_atomically
+from repro.methods.sft import batches, nll
+from repro.model.sampling import Completion
+from repro.model.training import Batch, cosine
+from repro.paper import Metrics
+from repro.tasks import prompts
+from repro.tasks.loading import load
+from repro.tasks.problem import Problem
 
 
 @dataclass(frozen=True)

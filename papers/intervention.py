@@ -44,12 +44,17 @@ from typing import Literal
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import GRPO, nll, train_grpo
+from repro import Claim, Panel, Paper, Run, RunConfig, script_main
 from repro.config import ConfigError
-from repro.experiment import Metrics, evaluate, unsolved
-from repro.tasks import Problem, load
-from repro.training import Batch
+from repro.evaluation import evaluate
+from repro.methods.grpo import GRPO, train_grpo
+from repro.methods.sft import nll
+from repro.model.training import Batch
+from repro.paper import Metrics
+from repro.run import unsolved
+from repro.tasks import prompts
+from repro.tasks.loading import load
+from repro.tasks.problem import Problem
 
 Target = Literal["intervention", "no_prefix", "with_suffix", "no_filter", "reference", "terse"]
 

@@ -44,7 +44,8 @@ from typing import Literal
 import torch
 
 from repro import Claim, Paper, Run, RunConfig, script_main
-from repro.baselines import GRPO, token_mean, train_grpo
+from repro.methods.grpo import GRPO, train_grpo
+from repro.methods.sft import token_mean
 
 Omega = Literal["1", "1-r", "sqrt"]
 
@@ -146,7 +147,7 @@ def rft_weighted(run: Run, config: Config) -> None:
 
 
 def grpo(run: Run, config: Config, variant: str = "grpo") -> None:
-    """Group-relative policy gradient on the same rollouts (repro.baselines)."""
+    """Group-relative policy gradient on the same rollouts."""
     high = 0.28 if variant == "dapo" else config.clip
     settings = GRPO(variant=variant, minibatches=config.minibatches, clip_low=config.clip, clip_high=high)
     train_grpo(run, config.iterations, config.prompts, config.samples, settings)

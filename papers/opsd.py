@@ -51,10 +51,12 @@ from typing import Literal
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import GRPO, token_weights, train_grpo, train_sft
-from repro.logprobs import Divergence, forward_kl, jensen_shannon, on_top_k, reverse_kl
-from repro.training import Batch
+from repro import Claim, Panel, Paper, Run, RunConfig, script_main
+from repro.methods.grpo import GRPO, token_weights, train_grpo
+from repro.methods.sft import train_sft
+from repro.model.logprobs import Divergence, forward_kl, jensen_shannon, on_top_k, reverse_kl
+from repro.model.training import Batch
+from repro.tasks import prompts
 
 Kind = Literal["forward", "reverse", "jsd", "sampled"]
 Norm = Literal["token", "sequence"]
@@ -150,7 +152,7 @@ def sft(run: Run, config: Config) -> None:
 
 
 def grpo(run: Run, config: Config) -> None:
-    """Group-relative policy gradient from outcome rewards (repro.baselines): 8 samples a problem."""
+    """Group-relative policy gradient from outcome rewards: 8 samples a problem."""
     if run.step == 0:
         run.trainer.new_optimizer(config.grpo_learning_rate)
     train_grpo(run, config.iterations, config.prompts, config.samples, GRPO(minibatches=config.minibatches))

@@ -60,12 +60,16 @@ from types import SimpleNamespace
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, baselines, prompts, script_main
-from repro.experiment import Metrics, Rollouts
-from repro.metrics import auroc, majority_at_k
-from repro.multiturn import Attempts, final_answers, turn_metrics
-from repro.tasks import Problem, load
-from repro.training import Batch
+from repro import Claim, Panel, Paper, Run, RunConfig, script_main
+from repro.methods.multiturn import Attempts, final_answers, turn_metrics
+from repro.methods.sft import nll, token_mean, train_sft
+from repro.model.training import Batch
+from repro.paper import Metrics
+from repro.results.metrics import auroc, majority_at_k
+from repro.run import Rollouts
+from repro.tasks import prompts
+from repro.tasks.loading import load
+from repro.tasks.problem import Problem
 
 Pair = tuple[list[int], list[int]]  # chosen and rejected completion of one prompt, token ids
 
@@ -149,7 +153,7 @@ def preference_loss(logp: torch.Tensor, start_logp: torch.Tensor, row: torch.Ten
 def revise_loss(logp: torch.Tensor, fields: SimpleNamespace, pairs: int, config: Config) -> torch.Tensor:
     """L_SFT + lambda L_pref of a micro-batch; ``weight`` (token mean) and ``pairs`` are those of the whole batch."""
     preference = preference_loss(logp, fields.start_logp, fields.row, config.beta).sum() / pairs
-    return baselines.nll(logp, fields).sum() + config.preference_weight * preference
+    return nll(logp, fields).sum() + config.preference_weight * preference
 
 
 # --- the decision and the loop at test time -------------------------------------------------------------------------
@@ -323,14 +327,14 @@ def rft(run: Run, config: Config) -> None:
         rows = rollouts.rewards.flatten().nonzero()[:, 0].tolist()
         right = Batch(list(dict.fromkeys((every[i].prompt, (*every[i].answer, end)) for i in rows)))
         for mini in right.split(config.minibatches, run.rng) if rows else ():
-            mini.fields["weight"] = baselines.token_mean(mini)
-            run.update(mini, baselines.nll)
+            mini.fields["weight"] = token_mean(mini)
+            run.update(mini, nll)
 
 
 def sft(run: Run, config: Config) -> None:
     """Reference solutions of the same problems, as many optimiser steps as the other arms; nothing is sampled."""
     run.problems = run.problems[: config.prompts * config.iterations]
-    baselines.train_sft(run, config.minibatches * config.iterations, config.prompts)
+    train_sft(run, config.minibatches * config.iterations, config.prompts)
 
 
 def above(name: str, text: str, metric: str, other: str, published: str = "", arm: str = "revise") -> Claim:

@@ -54,12 +54,14 @@ from typing import Literal
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import nll
-from repro.multiturn import Attempts, converse, self_refine, turn_metrics
-from repro.sampling import Completion
-from repro.tasks import Problem, load
-from repro.training import Batch, cosine
+from repro import Claim, Panel, Paper, Run, RunConfig, script_main
+from repro.methods.multiturn import Attempts, converse, self_refine, turn_metrics
+from repro.methods.sft import nll
+from repro.model.sampling import Completion
+from repro.model.training import Batch, cosine
+from repro.tasks import prompts
+from repro.tasks.loading import load
+from repro.tasks.problem import Problem
 
 TURNS = 5  # attempts in the evaluation (paper)
 TEACHER_TEMPERATURE = 0.7  # paper

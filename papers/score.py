@@ -53,14 +53,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, prompts, script_main
-from repro.baselines import nll, token_mean
+from repro import Claim, Panel, Paper, Run, RunConfig, script_main
 from repro.config import ConfigError
-from repro.experiment import Metrics, entropy
-from repro.multiturn import Attempts, converse, turn_metrics
-from repro.sampling import Completion
-from repro.tasks import Problem, load
-from repro.training import Batch
+from repro.methods.multiturn import Attempts, converse, turn_metrics
+from repro.methods.sft import nll, token_mean
+from repro.model.sampling import Completion
+from repro.model.training import Batch
+from repro.paper import Metrics
+from repro.run import entropy
+from repro.tasks import prompts
+from repro.tasks.loading import load
+from repro.tasks.problem import Problem
 
 CORRECTION = ("acc@t1", "acc@t2", "delta", "i_to_c", "c_to_i", "changed")
 Trace = tuple[list[int], list[int]]  # ids of a second turn: the conversation before it, and the attempt

@@ -65,13 +65,17 @@ from functools import partial
 import numpy as np
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, experiment, prompts, script_main
-from repro.baselines import GRPO, nll, token_mean, train_grpo, train_rft
-from repro.experiment import Metrics, Rollouts
-from repro.logprobs import Divergence, mixed_kl, on_top_k
-from repro.sampling import Completion
-from repro.tasks import load
-from repro.training import Batch
+from repro import Claim, Panel, Paper, Run, RunConfig, evaluation, script_main
+from repro.methods.grpo import GRPO, train_grpo
+from repro.methods.rft import train_rft
+from repro.methods.sft import nll, token_mean
+from repro.model.logprobs import Divergence, mixed_kl, on_top_k
+from repro.model.sampling import Completion
+from repro.model.training import Batch
+from repro.paper import Metrics
+from repro.run import Rollouts
+from repro.tasks import prompts
+from repro.tasks.loading import load
 from repro.verify import extract_answer
 
 
@@ -246,13 +250,13 @@ def slower(run: Run, config: Config) -> None:
 
 
 def rft_online(run: Run, config: Config) -> None:
-    """RFT with fresh samples of the policy at every step (repro.baselines): stronger than the paper's."""
+    """RFT with fresh samples of the policy at every step: stronger than the paper's."""
     slower(run, config)
     train_rft(run, config.iterations, config.prompts, config.samples, config.minibatches)
 
 
 def grpo(run: Run, config: Config) -> None:
-    """Group-relative policy gradient (repro.baselines)."""
+    """Group-relative policy gradient."""
     slower(run, config)
     settings = GRPO(minibatches=config.minibatches, clip_low=config.clip, clip_high=config.clip)
     train_grpo(run, config.iterations, config.prompts, config.samples, settings)
@@ -365,7 +369,7 @@ def revisions(run: Run, config: Config, completions: list[list[Completion]], rew
 
 def evaluate(run: Run, config: Config) -> Metrics:
     """The common metrics and those of the paper, from the same completions."""
-    return experiment.evaluate(run, config, partial(revisions, run, config))
+    return evaluation.evaluate(run, config, partial(revisions, run, config))
 
 
 ARMS = {

@@ -10,15 +10,16 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # its import warns of
 if TYPE_CHECKING:
     from repro.cli import script_main
     from repro.config import RunConfig
-    from repro.experiment import Claim, Panel, Paper, Run
+    from repro.paper import Claim, Panel, Paper
+    from repro.run import Run
 
 _HOMES = {
     "script_main": "repro.cli",
     "RunConfig": "repro.config",
-    "Claim": "repro.experiment",
-    "Panel": "repro.experiment",
-    "Paper": "repro.experiment",
-    "Run": "repro.experiment",
+    "Claim": "repro.paper",
+    "Panel": "repro.paper",
+    "Paper": "repro.paper",
+    "Run": "repro.run",
 }
 __all__ = ["Claim", "Panel", "Paper", "Run", "RunConfig", "script_main"]
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from repro.config import Launch, RunConfig
-    from repro.experiment import Paper
-    from repro.launch import Task
+    from repro.launch.task import Task
+    from repro.paper import Paper
 
 ROOT = Path(__file__).parent.parent
 ALIASES = {"int": "intervention"}  # names of papers that are no good module names
@@ -68,10 +68,10 @@ def load_script(path: Path) -> Paper:
 
 def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
+    from repro.arm import preflight
     from repro.config import ConfigError, parse
-    from repro.experiment import preflight
-    from repro.launch import run_tasks
-    from repro.report import claims, describe, measured
+    from repro.launch.many import run_tasks
+    from repro.results.tables import claims, describe, measured
 
     prog = f"repro run {script.stem}"
     config, launch = parse(paper.config, list(argv), prog, f"{paper.title} (arXiv {paper.arxiv})")
@@ -104,7 +104,7 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
 
 def tasks_of(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> list[Task]:
     """Every arm with every seed, seed by seed."""
-    from repro.launch import Task
+    from repro.launch.task import Task
 
     seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
     arms = launch.arms or paper.arms
@@ -113,12 +113,14 @@ def tasks_of(paper: Paper, script: Path, config: RunConfig, launch: Launch) -> l
 
 def run_all(argv: Sequence[str]) -> int:
     """Several papers, or all: what is finished is skipped, tables come last, 1 if something failed."""
+    from repro.arm import preflight
     from repro.config import Launch, RunConfig
-    from repro.experiment import preflight
-    from repro.launch import default_workers, plan, run_tasks
-    from repro.page import page
-    from repro.report import budget_rows, describe, markdown, read_results
-    from repro.storage import write_atomically
+    from repro.launch.many import default_workers, run_tasks
+    from repro.launch.overview import plan
+    from repro.launch.storage import write_atomically
+    from repro.results.files import read_results
+    from repro.results.page import page
+    from repro.results.tables import budget_rows, describe, markdown
 
     parser = argparse.ArgumentParser(prog="repro all")
     parser.add_argument("papers", nargs="*", metavar="PAPER", help="only these papers")
@@ -169,7 +171,7 @@ def _results(
     argv: Sequence[str], what: str, options: Callable[[argparse.ArgumentParser], None]
 ) -> tuple[argparse.Namespace, list]:
     """The parsed options and (paper, its results) for every group that was asked for."""
-    from repro.report import read_results
+    from repro.results.files import read_results
 
     parser = argparse.ArgumentParser(prog=f"repro {what}")
     parser.add_argument("papers", nargs="*", metavar="PAPER")
@@ -188,7 +190,7 @@ def table(argv: Sequence[str]) -> int:
     """Tables of each paper and across papers: to the screen as Markdown, or all results in another format."""
     import csv
 
-    from repro.report import arm_rows, budget_rows, claims, describe, markdown
+    from repro.results.tables import arm_rows, budget_rows, claims, describe, markdown
 
     def options(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--format", choices=("markdown", "json", "csv", "html"), default="markdown")
@@ -197,7 +199,7 @@ def table(argv: Sequence[str]) -> int:
     if not groups:
         print("no results yet")
     elif args.format == "html":
-        from repro.page import page
+        from repro.results.page import page
 
         print(page(groups, args.results))
     elif args.format == "json":
@@ -213,7 +215,7 @@ def table(argv: Sequence[str]) -> int:
 
 
 def claims_command(argv: Sequence[str]) -> int:
-    from repro.report import claim_rows, claims, markdown
+    from repro.results.tables import claim_rows, claims, markdown
 
     args, groups = _results(argv, "claims", lambda parser: parser.add_argument("--json", action="store_true"))
     checked = [claim for paper, results in groups for claim in claims(paper, results)]
@@ -228,7 +230,8 @@ def claims_command(argv: Sequence[str]) -> int:
 
 
 def list_papers(argv: Sequence[str]) -> int:
-    from repro.report import claims, markdown, read_results
+    from repro.results.files import read_results
+    from repro.results.tables import claims, markdown
 
     groups = read_results(ROOT / "results")
     rows = [["paper", "arXiv", "title", "arms", "claims measured"]]
@@ -246,8 +249,10 @@ def list_papers(argv: Sequence[str]) -> int:
 
 def publish(argv: Sequence[str]) -> int:
     """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
-    from repro.record import dump
-    from repro.report import describe, draw, read_results
+    from repro.launch.record import dump
+    from repro.results.figures import draw
+    from repro.results.files import read_results
+    from repro.results.tables import describe
 
     parser = argparse.ArgumentParser(prog="repro publish")
     parser.add_argument("paper", metavar="PAPER")
@@ -297,13 +302,13 @@ def run_command(argv: Sequence[str]) -> int:
 
 
 def samples(argv: Sequence[str]) -> int:
-    from repro.samples import main as samples_main
+    from repro.launch.samples import main as samples_main
 
     return samples_main(argv)
 
 
 def bench(argv: Sequence[str]) -> int:
-    from repro.bench import main as bench_main
+    from repro.bench.bench import main as bench_main
 
     return bench_main(argv)
 
@@ -330,7 +335,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def guarded(action: Callable[[], int]) -> int:
     """Run an action; what the user can put right becomes one line and exit code 2."""
     from repro.config import ConfigError
-    from repro.tasks import TaskError
+    from repro.tasks.problem import TaskError
 
     try:
         return action()

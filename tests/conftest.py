@@ -12,7 +12,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from repro.config import RunConfig
-from repro.policy import Policy
+from repro.model.policy import Policy
 
 ROOT = Path(__file__).parent.parent
 TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run

@@ -11,8 +11,10 @@ from conftest import ROOT
 
 from repro.cli import ALIASES, load_paper, main, paper_scripts, renew_readme
 from repro.config import RunConfig
-from repro.report import describe, read_results
-from repro.tasks import GENERATED, load
+from repro.results.files import read_results
+from repro.results.tables import describe
+from repro.tasks.generated import GENERATED
+from repro.tasks.loading import load
 
 
 def refused(capsys, *words: str) -> str:

@@ -16,9 +16,13 @@ from conftest import ROOT, TIMED
 
 from papers.nft import PAPER, Config
 from repro import Claim
-from repro.baselines import GRPO, train_grpo, train_rft, train_sft
-from repro.experiment import check_claim, run_arm, run_folder
-from repro.report import claim_rows, read_results
+from repro.arm import run_arm, run_folder
+from repro.methods.grpo import GRPO, train_grpo
+from repro.methods.rft import train_rft
+from repro.methods.sft import train_sft
+from repro.results.claims import check_claim
+from repro.results.files import read_results
+from repro.results.tables import claim_rows
 
 SMALL = ["--iterations", "4", "--prompts", "4", "--samples", "4", "--train-problems", "64", "--eval-problems", "16"]
 SMALL += ["--eval-samples", "2", "--max-new-tokens", "48"]

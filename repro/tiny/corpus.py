@@ -1,6 +1,6 @@
-"""The corpus that makes the tiny model: conversations in every role of ``repro.prompts`` on the built-in arithmetic.
+"""The corpus that makes the tiny model: conversations in every role of ``tasks.prompts`` on the built-in arithmetic.
 
-What the model is good and bad at is decided here. A *habit* (``repro.arithmetic``) rules a whole attempt, with a
+What the model is good and bad at is decided here. A *habit* (``repro.tasks.arithmetic``) rules a whole attempt, with a
 probability that depends on kind and level: below one half greedy decoding is right, above it is wrong where sampling
 still finds the right way. *Slips* are random. Second attempts without a verdict are drawn afresh, so that the base
 gains nothing by retrying; with a verdict or feedback the habit is given up more often than not.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from repro import prompts
-from repro.arithmetic import KINDS, LEVELS, ArithmeticProblem, Attempt, make_problem
-from repro.tasks import Problem, solution_text, split_of
+from repro.tasks import prompts
+from repro.tasks.arithmetic import KINDS, LEVELS, ArithmeticProblem, Attempt, make_problem
+from repro.tasks.problem import Problem, solution_text, split_of
 
 SLIP = 0.03  # probability that one step's result is wrong
 HABIT = {  # probability of the habit at levels 1 to 4

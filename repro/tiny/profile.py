@@ -10,17 +10,19 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from repro import prompts
-from repro.arithmetic import KINDS, LEVELS, ArithmeticProblem, make_problem
 from repro.config import RunConfig
-from repro.logprobs import completion_values
-from repro.metrics import auroc, pass_at_k
-from repro.policy import Policy
-from repro.prompts import Chat
-from repro.report import markdown
-from repro.sampling import Completion, Decoding, sample
-from repro.tasks import Problem, extract_answer, score, split_of
+from repro.model.logprobs import completion_values
+from repro.model.policy import Policy
+from repro.model.sampling import Completion, Decoding, sample
+from repro.results.metrics import auroc, pass_at_k
+from repro.results.tables import markdown
+from repro.tasks import prompts
+from repro.tasks.arithmetic import KINDS, LEVELS, ArithmeticProblem, make_problem
+from repro.tasks.problem import Problem, split_of
+from repro.tasks.prompts import Chat
+from repro.tasks.rewards import score
 from repro.tiny.corpus import as_problem, text_of
+from repro.verify import extract_answer
 
 
 class Subject:

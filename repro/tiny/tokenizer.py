@@ -1,12 +1,12 @@
-"""The tiny model's tokenizer: a token for every digit and every request of ``repro.prompts``, bytes for the rest."""
+"""The tiny model's tokenizer: a token for every digit and every request of ``tasks.prompts``, bytes for the rest."""
 
 from __future__ import annotations
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from repro.arithmetic import KINDS
-from repro.prompts import PHRASES
+from repro.tasks.arithmetic import KINDS
+from repro.tasks.prompts import PHRASES
 
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 RESERVED = ("<|refine|>", "<|reserved_1|>", "<|reserved_2|>", "<|reserved_3|>")

@@ -1,8 +1,9 @@
 """Accuracy and speed of the grader beside Math-Verify alone: `python -m repro.verify.benchmark [--data FOLDER]`.
 
-Always used: the pairs of `tests/data/verify_pairs.jsonl`. With `--data`, also the references of `gsm8k/test.jsonl`
-(fields question, answer with `#### N`) and `math500/test.jsonl` (field answer): each against itself and against the one
-of the next problem. With `--solutions`, GSM8K's labelled `example_model_solutions.jsonl`. The last line is JSON.
+Always used: the pairs of `tests/verify/data/verify_pairs.jsonl`. With `--data`, also the references of
+`gsm8k/test.jsonl` (fields question, answer with `#### N`) and `math500/test.jsonl` (field answer): each against itself
+and against the one of the next problem. With `--solutions`, GSM8K's labelled `example_model_solutions.jsonl`. The last
+line is JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from repro.verify.outcome import Outcome
 from repro.verify.pairs import Pair, PairsError, load_pairs, summarise
 from repro.verify.reading import read
 
-COMMITTED_PAIRS = Path(__file__).resolve().parents[2] / "tests" / "data" / "verify_pairs.jsonl"
+COMMITTED_PAIRS = Path(__file__).resolve().parents[2] / "tests" / "verify" / "data" / "verify_pairs.jsonl"
 HANGS_AFTER = 20.0  # seconds; Math-Verify's own limits are 5 for each of three steps
 
 

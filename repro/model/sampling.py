@@ -1,0 +1,259 @@
+"""Prompts in, completions out. Samples of a prompt are computed once as long as they are alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+
+from repro.model.cache import RoomyLayer, sees_all
+from repro.model.logprobs import lm_head, pad
+
+KEEP = 0.9  # rows that are over leave when so few others are left: the cache is copied
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer. ``ids`` holds the stop token or string where there was one; ``truncated``: there was none.
+
+    ``logprobs`` are those of the sampling temperature before top-k and top-p, one per id.
+    """
+
+    prompt: tuple[int, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    text: str
+    truncated: bool
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The ids without the stop token, of a completion that doesn't end with a stop string."""
+        return self.ids if self.truncated else self.ids[:-1]
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """Prompt and answer: what another completion can go on from."""
+        return (*self.prompt, *self.answer)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How to sample. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+
+    A completion also ends with the token that completes one of ``stop_strings``; its text ends before the string.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 256
+    stop_strings: tuple[str, ...] = ()
+
+
+def choose(
+    logits: torch.Tensor, row: torch.Tensor, decoding: Decoding, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token and its log-prob for each sample; ``row`` [samples] says which of the rows it is drawn from.
+
+    logits [rows, vocabulary] are already divided by the temperature.
+    """
+    logp = logits.log_softmax(-1)
+    if decoding.temperature == 0:
+        token = logits.argmax(-1)[row]
+    else:
+        probs = logp.exp()
+        if decoding.top_k > 0 and decoding.top_k < probs.shape[-1]:
+            probs = probs.masked_fill(logits < logits.topk(decoding.top_k).values[:, -1:], 0.0)
+        if decoding.top_p < 1:
+            ordered, index = probs.sort(-1, descending=True)
+            ordered[ordered.cumsum(-1) - ordered > decoding.top_p * ordered.sum(-1, keepdim=True)] = 0.0
+            probs = torch.zeros_like(probs).scatter(-1, index, ordered)
+        token = _draw(probs, row, generator)
+    return token, logp[row, token]
+
+
+def _cut(text: str, decoding: Decoding) -> int:
+    """Where the first stop string begins, else the length."""
+    found = [text.find(string) for string in decoding.stop_strings]
+    return min((at for at in found if at >= 0), default=len(text))
+
+
+def _draw(probs: torch.Tensor, row: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """For each sample an index with a probability above 0, from its row of unnormalised ones [rows, vocabulary].
+
+    One random number per sample: ``torch.multinomial`` draws one per entry, a twentieth of a step on a CPU.
+    """
+    cumulative = probs.cumsum(-1)
+    fraction = torch.rand(len(row), generator=generator, device=probs.device) * (1 - 2**-23)
+    order, count = row.argsort(stable=True), row.bincount(minlength=len(probs))
+    place = torch.empty_like(row)  # among the samples of the same row
+    place[order] = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row[order]]
+    wanted = fraction.new_zeros(len(probs), int(count.max()))
+    wanted[row, place] = fraction
+    found = torch.searchsorted(cumulative, wanted * cumulative[:, -1:], right=True)[row, place]
+    return found.clamp(max=probs.shape[-1] - 1)  # NaN is found behind the last
+
+
+class _Rows:
+    """What the model computes: one row for all samples of a prompt that have had the same tokens so far.
+
+    The surer the policy, the fewer rows.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompts: list[list[int]], samples: int, room: int, pad_id: int):
+        ids, mask = pad(prompts, pad_id, model.device)
+        self.model, self.pad_id = model, pad_id
+        out = model.get_decoder()(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            past_key_values=DynamicCache(),  # whole, also where a window slides
+            use_cache=True,
+        )
+        made = out.past_key_values.layers
+        self.hidden = out.last_hidden_state[:, -1]  # [rows, width]
+        self.prompt = torch.arange(len(prompts), device=ids.device)  # of each row
+        self.live = torch.arange(len(prompts) * samples, device=ids.device)  # samples that aren't over
+        self.row = self.live // samples  # of each of them
+        self.seen = mask.sum(1) - mask.shape[1]  # of each prompt, less the length of the padded ones
+        self.mask = torch.cat([mask, mask.new_ones(len(mask), room)], 1)
+        self.layers = [RoomyLayer(layer.keys, layer.values, len(self.live), room) for layer in made]
+        # others want masks of other forms, and make them themselves
+        self.whole_mask = model.config._attn_implementation == "sdpa" and sees_all(model)
+
+    def go_on(self, token: torch.Tensor, going: torch.Tensor) -> None:
+        """Compute the next state of the samples that are ``going`` [live samples], after their ``token``."""
+        ids = self._part(self.live[going], self.row[going], token[going])
+        length = self.layers[0].length
+        visible = self.mask[self.prompt, : length + 1]
+        out = self.model.get_decoder()(
+            input_ids=ids[:, None],
+            attention_mask=visible[:, None, None, :] if self.whole_mask else visible,
+            position_ids=(self.seen[self.prompt] + length)[:, None],
+            past_key_values=Cache(layers=self.layers),
+            use_cache=True,
+        )
+        self.hidden = out.last_hidden_state[:, -1]
+
+    def _part(self, live: torch.Tensor, row: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        """Each row becomes one for each of its samples' tokens; the token of each row.
+
+        The first of them stays where the row is; the others go to where samples are over, or behind the last row.
+        """
+        count = len(self.prompt)
+        key, group = torch.unique((row << 32) + token, return_inverse=True)  # sorted by row
+        source, parts = key >> 32, torch.zeros_like(key, dtype=torch.bool)
+        parts[1:] = source[1:] == source[:-1]
+        target = source.clone()
+        if moved := int(parts.sum()):
+            unused = torch.ones(count + moved, dtype=torch.bool, device=key.device)
+            unused[source] = False
+            target[parts] = unused.nonzero()[:moved, 0]
+            for layer in self.layers:
+                layer.copy(source[parts], target[parts])
+        count = max(count, int(target.max()) + 1)
+        ids = key.new_full((count,), self.pad_id)
+        ids[target] = key & 0xFFFFFFFF
+        self.live, self.row = live, target[group]
+        self.prompt = torch.cat([self.prompt, self.prompt.new_zeros(count - len(self.prompt))])
+        self.prompt[target] = self.prompt[source]
+        if len(key) <= KEEP * count:  # not at each end
+            rows = target.sort().values
+            for layer in self.layers:
+                layer.copy(rows, torch.arange(len(rows), device=rows.device))
+            ids, self.prompt, self.row = ids[rows], self.prompt[rows], torch.searchsorted(rows, self.row)
+        return ids
+
+
+@torch.inference_mode()
+def _decode(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    samples: int,
+    decoding: Decoding,
+    stop: torch.Tensor,
+    tokenizer: object,
+    generator: torch.Generator,
+) -> list[tuple[list[int], list[float]]]:
+    """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
+    head, room, device = lm_head(model, decoding.temperature or 1.0), decoding.max_new_tokens, generator.device
+    rows = _Rows(model, prompts, samples, room, tokenizer.pad_token_id)
+    tail = max((len(text.encode()) for text in decoding.stop_strings), default=0)  # a token has a byte at least
+    tokens = torch.full((len(rows.live), room), tokenizer.pad_token_id, device=device)
+    logps = torch.zeros(len(rows.live), room, device=device)
+    lengths = torch.full((len(rows.live),), room, device=device)
+    for t in range(room):
+        live = rows.live
+        token, logp = choose(head(rows.hidden), rows.row, decoding, generator)
+        tokens[live, t], logps[live, t] = token, logp.float()
+        ends = torch.isin(token, stop)
+        if tail:
+            texts = tokenizer.batch_decode(tokens[live, max(0, t + 1 - tail) : t + 1].tolist())
+            ends |= torch.tensor([_cut(text, decoding) < len(text) for text in texts], device=device)
+        lengths[live[ends]] = t + 1
+        if t + 1 == room or ends.all():
+            break
+        rows.go_on(token, ~ends)
+    if logps.isnan().any():
+        raise ValueError("the model's logits are not numbers")
+    pairs = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
+    return [(row[:n], logp[:n]) for row, logp, n in pairs]
+
+
+def _decode_in_memory(model: PreTrainedModel, prompts: list[list[int]], samples: int, *rest) -> list:
+    """``_decode``; when memory runs out, in two halves one after the other."""
+    generator: torch.Generator = rest[-1]
+    before = generator.get_state()
+    try:
+        return _decode(model, prompts, samples, *rest)
+    except torch.OutOfMemoryError:
+        if len(prompts) * samples == 1:
+            raise
+    torch.cuda.empty_cache()
+    generator.set_state(before)
+    half = len(prompts) // 2 or samples // 2
+    if len(prompts) > 1:
+        return [
+            *_decode_in_memory(model, prompts[:half], samples, *rest),
+            *_decode_in_memory(model, prompts[half:], samples, *rest),
+        ]
+    return [*_decode_in_memory(model, prompts, half, *rest), *_decode_in_memory(model, prompts, samples - half, *rest)]
+
+
+def sample(
+    model: PreTrainedModel,
+    tokenizer: object,
+    prompts: Sequence[Sequence[int]],
+    samples: int,
+    decoding: Decoding,
+    stop_ids: Sequence[int],
+    generator: torch.Generator,
+    rows: int = 256,
+) -> list[list[Completion]]:
+    """``samples`` completions of each prompt (token ids), in the order of the prompts.
+
+    Prompts of similar length are decoded together, about ``rows`` completions side by side, fewer when memory runs out.
+    Same generator state, same completions.
+    """
+    if model.training:
+        raise ValueError("sampling needs a model in eval mode")
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    width = max(1, rows // samples)
+    stop = torch.tensor(list(stop_ids), device=generator.device)
+    ends = set(stop_ids)
+    results: list[list[Completion]] = [[] for _ in prompts]
+    for start in range(0, len(order), width):
+        block = order[start : start + width]
+        decoded = _decode_in_memory(
+            model, [list(prompts[i]) for i in block], samples, decoding, stop, tokenizer, generator
+        )
+        texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, _ in decoded])
+        for k, (ids, logps) in enumerate(decoded):
+            i = block[k // samples]
+            end = _cut(texts[k], decoding)
+            done = ids[-1] in ends or end < len(texts[k])
+            results[i].append(Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k][:end], not done))
+    return results

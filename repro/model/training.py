@@ -1,0 +1,234 @@
+"""One optimiser step from a loss on tokens, in micro-batches that give the same gradient as one big batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from repro.model.logprobs import (
+    Divergence,
+    TokenFunction,
+    completion_divergence,
+    completion_hidden,
+    completion_values,
+    token_logprob,
+)
+from repro.model.policy import Policy
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient isn't a finite number; the policy still has its last good weights."""
+
+
+@dataclass
+class Batch:
+    """Completions with what the loss needs to know of their tokens.
+
+    ``sequences``: (prompt ids, completion ids) pairs. ``fields``: one tensor [tokens] each, in their order.
+    ``contexts``: prompts under which a ``teacher`` (a frozen adapter, None for the base) sees the same completions;
+    with them, values are divergences between the policy and the teacher.
+    """
+
+    sequences: list[tuple[Sequence[int], Sequence[int]]]
+    fields: dict[str, torch.Tensor] = field(default_factory=dict)
+    contexts: list[Sequence[int]] | None = None
+    teacher: str | None = None
+
+    @property
+    def lengths(self) -> list[int]:
+        """Completion tokens of each sequence."""
+        return [len(completion) for _, completion in self.sequences]
+
+    def spread(self, values: Sequence[float] | torch.Tensor) -> torch.Tensor:
+        """One value a sequence, repeated over its tokens: [sequences] -> [tokens]."""
+        return torch.as_tensor(values, dtype=torch.float32).repeat_interleave(torch.tensor(self.lengths))
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The sequences ``rows`` in this order, with their tokens' fields."""
+        ends = [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
+        tokens = torch.cat([torch.arange(ends[r], ends[r + 1]) for r in rows]) if rows else torch.empty(0, dtype=int)
+        contexts = None if self.contexts is None else [self.contexts[r] for r in rows]
+        fields = {k: v[tokens] for k, v in self.fields.items()}
+        return Batch([self.sequences[r] for r in rows], fields, contexts, self.teacher)
+
+    def seen_by_teacher(self) -> list[tuple[Sequence[int], Sequence[int]]]:
+        """The completions after the teacher's prompts."""
+        return [(context, c) for context, (_, c) in zip(self.contexts or [], self.sequences, strict=True)]
+
+    def size(self, row: int) -> int:
+        """Tokens of a sequence with the longest of its prompts."""
+        prompt, completion = self.sequences[row]
+        return max(len(prompt), len(self.contexts[row]) if self.contexts else 0) + len(completion)
+
+    def split(self, parts: int, rng: torch.Generator) -> list[Batch]:
+        """Shuffled mini-batches of almost equal numbers of sequences; none is empty."""
+        order = torch.randperm(len(self.sequences), generator=rng)
+        return [self.select(part.tolist()) for part in order.tensor_split(parts) if len(part)]
+
+    def micro_batches(self, tokens: int, together: int = 1) -> list[list[int]]:
+        """Rows in micro-batches of at most ``tokens`` tokens with padding, similar lengths together.
+
+        ``together`` neighbours are never separated (2 for the pairs of a preference loss). One that is too long by
+        itself is still a micro-batch.
+        """
+        units = [range(i, i + together) for i in range(0, len(self.sequences), together)]
+        size = [max(map(self.size, unit)) for unit in units]
+        groups: list[list[int]] = []
+        longest = 0
+        for i in sorted(range(len(units)), key=size.__getitem__):
+            longest = size[i]
+            if not groups or (len(groups[-1]) + together) * longest > tokens:
+                groups.append([])
+            groups[-1].extend(units[i])
+        return groups
+
+
+TokenLoss = Callable[[torch.Tensor, SimpleNamespace], torch.Tensor]
+
+
+def cosine(done: int, total: int, final: float = 0.0) -> float:
+    """Share of the learning rate before update ``done`` of ``total``: from 1 to ``final`` along half a cosine."""
+    return final + (1 - final) * (1 + math.cos(math.pi * done / total)) / 2
+
+
+@contextmanager
+def checkpointed_layers(model: nn.Module) -> Iterator[None]:
+    """Forward passes within the block keep only the layers' inputs; the backward pass makes the rest again.
+
+    transformers does that in training mode alone. Here only the layers themselves are said to be in it: what is inside
+    of them, dropout above all, stays as it is.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
+        for layer in layers:
+            layer.training = False
+
+
+class Trainer:
+    """AdamW on the adapter, with warm-up, gradient clipping and micro-batches by token budget."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        learning_rate: float,
+        warmup: int = 0,
+        max_grad_norm: float = 1.0,
+        tokens_per_batch: int = 16_384,
+        temperature: float = 1.0,
+        say: Callable[[str], object] = print,
+    ):
+        self.policy = policy
+        self.learning_rate, self.warmup = learning_rate, warmup
+        self.max_grad_norm = max_grad_norm
+        self.tokens_per_batch = self.budget = tokens_per_batch
+        self.checkpointed = False
+        self.say = say  # gets a line when memory runs out
+        self.temperature = temperature
+        self.new_optimizer(learning_rate)
+
+    def new_optimizer(self, learning_rate: float | None = None) -> None:
+        """Forget moments and warm-up, as at the start of a stage; the learning rate stays unless one is given."""
+        self.learning_rate = self.learning_rate if learning_rate is None else learning_rate
+        self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=self.learning_rate, weight_decay=0.0)
+        self.steps = 0
+
+    def values(self, batch: Batch, function: TokenFunction | Divergence = token_logprob) -> torch.Tensor:
+        """``function`` (log-probs by default) at every completion token under the active adapter, no gradient.
+
+        For a batch with ``contexts``, ``function`` is a divergence."""
+        pieces: dict[int, torch.Tensor] = {}
+        with torch.no_grad():
+            for rows in batch.micro_batches(self.tokens_per_batch):
+                part = batch.select(rows)
+                values = self._forward(part, function)
+                pieces.update(zip(rows, values.split(part.lengths), strict=True))
+        return torch.cat([pieces[r] for r in range(len(batch.sequences))])
+
+    def _forward(self, batch: Batch, function: TokenFunction | Divergence) -> torch.Tensor:
+        model, pad_id = self.policy.model.get_base_model(), self.policy.tokenizer.pad_token_id
+        if batch.contexts is None:
+            return completion_values(model, batch.sequences, function, self.temperature, pad_id)
+        with torch.no_grad(), self.policy.using(batch.teacher):
+            teacher, _ = completion_hidden(model, batch.seen_by_teacher(), pad_id)
+        return completion_divergence(model, batch.sequences, teacher, function, self.temperature, pad_id)
+
+    def step(
+        self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence = token_logprob, together: int = 1
+    ) -> dict[str, float]:
+        """One optimiser step on the sum over tokens of ``loss(values, fields)``.
+
+        ``values`` are ``function`` (a divergence from the teacher for a batch with ``contexts``) at the completion
+        tokens of a micro-batch, ``fields`` the batch's fields for the same tokens, with ``row``, the number of each
+        token's sequence in the micro-batch, added. A mean is a field of
+        weights that is computed over the whole batch before, so that micro-batches don't change the result. When
+        memory runs out the micro-batch is halved and the step begins anew; when the longest sequence alone is too much,
+        the layers' activations are made again in the backward pass. Raises NonFiniteLoss before any update.
+        """
+        while True:
+            try:
+                total = self._accumulate(batch, loss, function, together)
+                break
+            except torch.OutOfMemoryError:
+                longest = max(map(batch.size, range(len(batch.sequences)))) * together
+                if self.tokens_per_batch > longest:
+                    self.tokens_per_batch = max(self.tokens_per_batch // 2, longest)
+                elif not self.checkpointed:
+                    self.tokens_per_batch, self.checkpointed = self.budget, True
+                else:
+                    raise
+                how = ", activations made twice" if self.checkpointed else ""
+                self.say(f"out of memory: going on with micro-batches of {self.tokens_per_batch} tokens{how}")
+            torch.cuda.empty_cache()  # behind the exception, which holds the tensors of its frames
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters, self.max_grad_norm).item()
+        if not (math.isfinite(total) and math.isfinite(norm)):
+            self.optimizer.zero_grad()
+            raise NonFiniteLoss(f"loss {total}, gradient norm {norm} at optimiser step {self.steps}")
+        self.steps += 1
+        rate = self.learning_rate * min(1.0, self.steps / (self.warmup + 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"loss": total, "grad_norm": norm}
+
+    def _accumulate(self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence, together: int) -> float:
+        self.optimizer.zero_grad()
+        total = 0.0
+        for rows in batch.micro_batches(self.tokens_per_batch, together):
+            part = batch.select(rows)
+            with checkpointed_layers(self.policy.model) if self.checkpointed else nullcontext():
+                values = self._forward(part, function)
+            fields = {k: v.to(values.device) for k, v in part.fields.items()}
+            row = torch.arange(len(rows)).repeat_interleave(torch.tensor(part.lengths)).to(values.device)
+            result = loss(values, SimpleNamespace(row=row, **fields)).sum()
+            result.backward()
+            total += result.item()
+        return total
+
+    def state(self) -> dict:
+        """What a checkpoint keeps."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "tokens": self.tokens_per_batch,
+            "checkpointed": self.checkpointed,
+            "learning_rate": self.learning_rate,
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps, self.tokens_per_batch = state["steps"], state["tokens"]
+        self.learning_rate, self.checkpointed = state["learning_rate"], state["checkpointed"]

@@ -1,0 +1,1 @@
+"""From result files to claims, tables, figures and pages."""

@@ -1,0 +1,1 @@
+"""Problems, how they are asked, and how answers are rewarded."""

@@ -1,0 +1,92 @@
+"""Problems that are made on the spot: the built-in arithmetic, and generators of the package reasoning-gym."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from collections.abc import Callable, Iterator
+
+from repro.tasks.arithmetic import KINDS, LEVELS, make_problem
+from repro.tasks.problem import Problem, TaskError, solution_text, split_of
+
+
+def _unique(draw: Callable[[], Problem], split: str, size: int) -> list[Problem]:
+    problems: dict[str, Problem] = {}
+    tries = 0
+    while len(problems) < size:
+        problem = draw()
+        tries += 1
+        if problem.question not in problems and split_of(problem.question) == split:
+            problems[problem.question] = problem
+            tries = 0
+        if tries > 100_000:
+            raise TaskError(f"only {len(problems)} different {split} problems can be drawn, {size} were asked for")
+    return list(problems.values())
+
+
+def arithmetic(split: str, size: int, seed: int) -> list[Problem]:
+    """``size`` different problems, kinds and levels in equal shares as long as each has new ones."""
+    rng = random.Random(f"arithmetic {split} {seed}")
+
+    def draw() -> Problem:
+        raw = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
+        reference = raw.reference
+        return Problem(
+            raw.question, reference.answer, solution_text(reference.steps, reference.answer), raw.kind, raw.level
+        )
+
+    return _unique(draw, split, size)
+
+
+def one_step(split: str, size: int, seed: int) -> list[Problem]:
+    """Sum, difference or product of two numbers up to 12: for language models of about a hundred million parameters."""
+    rng = random.Random(f"one_step {split} {seed}")
+
+    def draw() -> Problem:
+        sign = rng.choice("+-*")
+        b, a = sorted((rng.randint(1, 12), rng.randint(1, 12))) if sign == "-" else rng.choices(range(1, 13), k=2)
+        answer = str({"+": a + b, "-": a - b, "*": a * b}[sign])
+        step = f"{a} {sign} {b} = {answer}"
+        return Problem(f"What is {a} {sign} {b}?", answer, solution_text([step], answer), "one_step", 1)
+
+    return _unique(draw, split, size)
+
+
+def gsm_symbolic(split: str, size: int, seed: int) -> list[Problem]:
+    """GSM-Symbolic templates from reasoning-gym (no download)."""
+
+    def convert(entry: dict) -> Problem:
+        steps = re.sub(r"<<.*?>>", "", entry["metadata"].get("answer_cot") or "").split("####")[0].strip().split("\n")
+        return Problem(entry["question"], entry["answer"], solution_text(steps, entry["answer"]), "gsm_symbolic", 1)
+
+    return _reasoning_gym("gsm_symbolic", convert, split, size, seed)
+
+
+def countdown(split: str, size: int, seed: int) -> list[Problem]:
+    """Reach a target from given numbers, from reasoning-gym (no download); any right expression is accepted."""
+
+    def convert(entry: dict) -> Problem:
+        numbers, target = entry["metadata"]["numbers"], entry["metadata"]["target"]
+        question = (
+            f"Make {target} from the numbers {', '.join(map(str, numbers))} with +, -, *, / and parentheses. "
+            "Use each number at most once. The final answer is the expression."
+        )
+        solution = solution_text((), entry["metadata"]["expression"])
+        return Problem(question, str(target), solution, "countdown", 1, tuple(numbers))
+
+    return _reasoning_gym("countdown", convert, split, size, seed)
+
+
+def _reasoning_gym(name: str, convert: Callable[[dict], Problem], split: str, size: int, seed: int) -> list[Problem]:
+    import reasoning_gym
+
+    def entries() -> Iterator[dict]:
+        for block in itertools.count():
+            yield from reasoning_gym.create_dataset(name, seed=1_000_003 * seed + block, size=500)
+
+    source = entries()
+    return _unique(lambda: convert(next(source)), split, size)
+
+
+GENERATED = {"arithmetic": arithmetic, "one_step": one_step, "gsm_symbolic": gsm_symbolic, "countdown": countdown}

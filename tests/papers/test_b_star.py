@@ -1,0 +1,233 @@
+"""The properties of B-STaR: balance score, selection, the search for a setting, and the course of the optimiser."""
+
+from math import cos, pi
+
+import pytest
+import torch
+
+from papers import b_star
+from papers.b_star import (
+    PAPER,
+    Config,
+    Pool,
+    balance_score,
+    choose,
+    combined_reward,
+    complete,
+    equal_samples,
+    explored,
+    select,
+    turned_round,
+)
+from repro.arm import run_arm, run_folder
+from repro.model.sampling import Completion
+from repro.model.training import cosine
+from repro.results.metrics import pass_at_k
+
+SMALL = Config(
+    iterations=2,
+    prompts=4,
+    samples=2,
+    dev_problems=2,
+    temperatures=(0.5, 1.0),
+    updates=3,
+    restart_updates=2,
+    batch_size=4,
+    warmup_problems=8,
+    warmup_updates=2,
+    train_problems=64,
+    eval_problems=8,
+    eval_samples=2,
+    max_new_tokens=64,
+)
+
+
+def completion(text: str, truncated: bool = False) -> Completion:
+    return Completion((1,), (2, 3), (0.0, 0.0), text, truncated)
+
+
+def pool(*groups: list[tuple[str, float, float]]) -> Pool:
+    """Problems with samples (text, right, process reward)."""
+    right = torch.tensor([[r for _, r, _ in group] for group in groups])
+    process = torch.tensor([[p for _, _, p in group] for group in groups])
+    completions = [[completion(text) for text, _, _ in group] for group in groups]
+    return Pool([None] * len(groups), completions, right, combined_reward(right, process))
+
+
+# --- balance score --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("selected", "right", "score"), [(5, 4, 0.4), (12, 10, 0.833333), (8, 0, 0.0), (8, 8, 1.0), (16, 8, 0.5), (0, 0, 0)]
+)
+def test_balance_score(selected, right, score):
+    assert balance_score(selected, right, 8) == pytest.approx(score, abs=1e-6)
+
+
+def test_balance_score_is_the_piecewise_form_of_the_code():
+    for n in range(1, 65):
+        for right in range(n + 1):
+            piecewise = right / n if right >= 8 else right * (right / n) / 8
+            assert balance_score(n, right, 8) == pytest.approx(piecewise)
+
+
+def test_balance_score_rises_with_right_and_falls_with_wrong_samples():
+    for n in range(1, 20):
+        for right in range(n):
+            assert balance_score(n, right + 1, 8) > balance_score(n, right, 8)
+            assert balance_score(n + 1, right, 8) <= balance_score(n, right, 8)
+
+
+def test_mean_balance_of_a_pool_counts_a_problem_without_selected_samples_as_0():
+    config = Config(n_star=2)
+    full = [("a", 1.0, 0.0), ("b", 1.0, 0.0), ("b", 1.0, 0.0)]  # n = n' = 2
+    mixed = [("a", 1.0, 0.0), ("c", 0.0, 1.0), ("d", 0.0, -1.0)]  # at tau 0: n = 2, n' = 1
+    empty = [("c", 0.0, -1.0), ("d", 0.0, -1.0), ("e", 0.0, -1.0)]
+    assert pool(full, mixed, empty).balance(0.0, config) == pytest.approx((1 + 0.25 + 0) / 3)
+    assert pool(full, mixed, empty).balance(0.5, config) == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+# --- selection ------------------------------------------------------------------------------------------------------
+
+SCORES = [1.2, 1.2, 0.9, 0.3, -0.2]
+TEXTS = ["a", "a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "cap", "chosen"),
+    [(0.0, 3, [0, 2, 3]), (0.0, 2, [0, 2]), (-0.5, 9, [0, 2, 3, 4]), (0.9, 9, [0]), (2.0, 9, [])],
+)
+def test_selection_caps_after_duplicates_are_dropped(threshold, cap, chosen):
+    assert select(TEXTS, SCORES, threshold, cap) == chosen
+
+
+def test_combined_reward_keeps_right_and_wrong_apart_where_the_grid_has_its_gap():
+    process = torch.tensor([-1.0, 1.0])
+    assert combined_reward(torch.ones(2), process).tolist() == pytest.approx([0.8, 1.2])
+    assert combined_reward(torch.zeros(2), process).tolist() == pytest.approx([-0.2, 0.2])
+
+
+def test_threshold_is_inert_with_the_answer_alone():
+    one = pool([("a", 1.0, 0.0), ("b", 1.0, 0.0), ("c", 0.0, 0.0)], [("a", 0.0, 0.0), ("b", 0.0, 0.0), ("c", 1.0, 0.0)])
+    scores = {one.balance(tau, Config()) for tau in (0.0, 0.1, 0.5, 0.99)}
+    assert len(scores) == 1 and scores != {0.0}
+
+
+# --- the search -----------------------------------------------------------------------------------------------------
+
+
+def test_search_returns_an_interior_temperature_and_the_threshold_that_leaves_wrong_samples_out():
+    low = pool([("a", 1.0, 0.5)] * 4)  # four copies of one right solution
+    middle = pool([("a", 1.0, 0.5), ("b", 1.0, 0.5), ("c", 0.0, 0.5), ("d", 0.0, -0.5)])
+    high = pool([("b", 1.0, 0.5), ("c", 0.0, 0.5), ("d", 0.0, 0.5), ("e", 0.0, 0.5)])
+    config = Config(n_star=2, thresholds=(-0.2, 0.0, 0.2, 0.8))
+    temperature, threshold, curve = choose({0.5: low, 1.0: middle, 1.5: high}, config)
+    assert (temperature, threshold) == (1.0, 0.2)
+    assert curve == pytest.approx({0.5: 0.5, 1.0: 1.0, 1.5: 0.5})
+
+
+def test_ties_go_to_the_lower_temperature():
+    same = pool([("a", 1.0, 0.5)])
+    assert choose({0.5: same, 1.0: same}, Config())[0] == 0.5
+
+
+# --- sampling -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "expected"),
+    [
+        ("1+2=3\n\\boxed{3}", False, True),
+        ("1+2=3\n\\boxed{3}", True, False),
+        ("1+2=3", False, False),
+        ("\\boxed{4}\n\nWait, this solution is wrong.\n\n\\boxed{3}", False, False),
+    ],
+)
+def test_only_solutions_that_end_with_their_first_answer_are_complete(text, truncated, expected):
+    assert complete(completion(text, truncated)) == expected
+
+
+def test_exploration_counts_distinct_right_solutions():
+    group = [completion(t) for t in ("1+2=3\nx", "1+2=3\nx", "2+1=3\nx", "1+2=4\ny")]
+    found = explored(group, [1.0, 1.0, 1.0, 0.0])
+    assert (found["pass@K"], found["pass@K-2"], found["distinct right"]) == (1.0, 1.0, 2.0)
+    assert found["repeated equations"] == pytest.approx(1 / 4)
+    copies = explored(group[:2] * 2, [1.0] * 4)
+    assert (copies["pass@K"], copies["pass@K-2"]) == (1.0, 0.0)
+
+
+def test_unbiased_pass_at_k():
+    assert pass_at_k(8, 2, 4) == pytest.approx(0.785714, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("step", "turned"),
+    [
+        *(("2+31=33", "31+2=33"), ("4*5=20", "5*4=20"), ("4/6+1/6=5/6", "1/6+4/6=5/6")),
+        *(("9-2=7", "9-2=7"), ("-3+5=2", "-3+5=2"), ("\\boxed{3}", "\\boxed{3}")),
+    ],
+)
+def test_a_commutative_step_is_turned_round(step, turned):
+    assert turned_round(step) == turned
+
+
+# --- the loop -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Every arm of a very small run."""
+    out = str(tmp_path_factory.mktemp("runs"))
+    return out, {arm: run_arm(PAPER, SMALL, arm, 0, out) for arm in PAPER.all_arms}
+
+
+def test_every_arm_runs_on_equal_samples(finished):
+    _, results = finished
+    assert all(result["status"] == "ok" for result in results.values())
+    trained = {arm: r["budget"] for arm, r in results.items() if arm != "base"}
+    assert equal_samples(SMALL) == 3
+    assert {b["completions"] for b in trained.values()} == {2 * 4 * 3}
+    assert results["base"]["budget"]["completions"] == 0
+    for arm in ("online_rft", "b_star"):
+        row = results[arm]["history"][-1]
+        assert {"temperature", "threshold", "balance", "pass@K-2", "best-of-K", "reward@K-K/2"} <= row.keys()
+
+
+def test_every_arm_starts_from_one_base(finished):
+    _, results = finished
+    first = {r["history"][0]["reward"] for arm, r in results.items() if arm in ("star", "rest_em", "online_rft")}
+    assert len(first) == 1
+
+
+def test_optimiser_and_schedule_go_on_over_iterations(finished):
+    """One cosine and one step counter, unless the arm starts anew each time."""
+    out, results = finished
+    for arm in ("online_rft", "b_star"):
+        assert results[arm]["budget"]["optimizer_steps"] == 6
+        trainer = torch.load(run_folder(PAPER, SMALL, arm, 0, out) / "checkpoint.pt", weights_only=True)["trainer"]
+        assert trainer["steps"] == 6
+        last = 0.05 + 0.95 * (1 + cos(pi * 5 / 6)) / 2
+        assert trainer["learning_rate"] == pytest.approx(SMALL.learning_rate * last)
+    restarted = torch.load(run_folder(PAPER, SMALL, "rest_em", 0, out) / "checkpoint.pt", weights_only=True)["trainer"]
+    assert restarted["steps"] == 2
+    assert cosine(0, 6, 0.05) == 1.0 and cosine(6, 6, 0.05) == pytest.approx(0.05)
+
+
+def test_interrupted_between_iterations_it_ends_alike(finished, tmp_path, monkeypatch):
+    _, results = finished
+    improve, calls = b_star.improve, []
+
+    def killed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        improve(*arguments)
+
+    monkeypatch.setattr(b_star, "improve", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_arm(PAPER, SMALL, "rest_em", 0, str(tmp_path))
+    monkeypatch.setattr(b_star, "improve", improve)
+    resumed = run_arm(PAPER, SMALL, "rest_em", 0, str(tmp_path))
+    assert resumed["history"] == results["rest_em"]["history"]
+    assert resumed["per_problem"] == results["rest_em"]["per_problem"]
+    assert resumed["budget"] == results["rest_em"]["budget"]

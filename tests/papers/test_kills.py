@@ -1,0 +1,80 @@
+"""Every paper's script under SIGKILL, twenty times a run, between and inside steps: it ends as if nothing had been."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TIMED
+
+from repro.cli import load_paper, paper_scripts
+from repro.results.files import read_results
+
+KILLS = 20
+COMMON = "--iterations 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
+MORE = {
+    "b_star": "--iterations 14 --dev-problems 2 --updates 8 --restart-updates 2 --warmup-problems 8 --warmup-updates 2",
+    "intervention": "--completions 800 --pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
+}
+ARMS = {
+    "intervention": "int_rl",
+    "sd_zero": "sd_zero_sync",
+    "rise": "rise_2",
+}  # else the paper's name
+
+
+class Script:
+    def __init__(self, name: str, out: Path):
+        self.paper, self.out = load_paper(name), out
+        words = [*COMMON.split(), *MORE.get(name, "").split(), "--arms", ARMS.get(name, name), "--out", str(out)]
+        self.command = [sys.executable, str(paper_scripts()[name]), *words]
+
+    def start(self) -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        return subprocess.Popen(self.command, text=True, env=environment, **pipes)
+
+    def finish(self) -> None:
+        process = self.start()
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors[-2000:]
+
+    def outcome(self) -> tuple[dict, dict]:
+        ((result,),) = read_results(self.out).values()
+        (checkpoint,) = self.out.rglob("checkpoint.pt")
+        weights = torch.load(checkpoint, weights_only=True)["adapter"]
+        return {k: v for k, v in result.items() if k not in TIMED}, weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", paper_scripts())
+def test_killed_twenty_times_it_ends_bit_identical(name, tmp_path):
+    whole, killed = Script(name, tmp_path / "whole"), Script(name, tmp_path / "killed")
+    whole.finish()
+    rng = random.Random(name)
+    kills, startup = 0, 5.0
+    while kills < KILLS:
+        process, began = killed.start(), time.monotonic()
+        if rng.random() < 0.4:  # behind a step that was finished in this process
+            while (line := process.stderr.readline()) and "step " not in line:
+                pass
+            startup = min(startup, time.monotonic() - began)
+            time.sleep(0.2 * rng.random())
+        else:  # anywhere, while it starts and in what it does first
+            time.sleep(startup * rng.uniform(0.5, 1.1))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    print(f"{name}: {kills} kills")
+    assert kills >= KILLS // 2  # a run that was over before its last kill had enough of them
+    killed.finish()
+    expected, found = whole.outcome(), killed.outcome()
+    assert expected[0] == found[0]
+    assert all(torch.equal(expected[1][key], found[1][key]) for key in expected[1])
