@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +50,11 @@ def data_identity(problems: Sequence[Problem]) -> dict:
     """Size and hash of the training problems."""
     text = "\n".join(p.question for p in problems)
     return {"problems": len(problems), "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def command() -> str:
+    """The command line that this run comes from; worker processes are told by their parent."""
+    return os.environ.get("REPRO_COMMAND") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def machine(device: torch.device) -> dict:

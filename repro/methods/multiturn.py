@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from repro.model.policy import POLICY
 from repro.model.sampling import Completion
+from repro.results.metric import Metric, number, share
 from repro.results.metrics import confidence_critique, majority, self_correction
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
@@ -17,7 +19,6 @@ from repro.tasks.prompts import Chat
 from repro.verify import equivalent, extract_answer
 
 if TYPE_CHECKING:
-    from repro.paper import Metrics
     from repro.run import Run
 
 FollowUp = Callable[[Problem, Sequence[str]], Chat]  # a problem and the attempts so far -> what is asked next
@@ -65,7 +66,7 @@ def converse(
     turns: int,
     follow_up: FollowUp = retry,
     temperature: float | None = None,
-    adapter: str | None = "policy",
+    adapter: str = POLICY,
     generator: torch.Generator | None = None,
 ) -> Attempts:
     """``samples`` independent conversations of ``turns`` attempts on each problem, all of them to the last turn."""
@@ -104,7 +105,7 @@ def self_refine(
     return Attempts(list(problems), completions, torch.stack([run.rewards(problems, turn) for turn in completions]))
 
 
-def turn_metrics(attempts: Attempts, prefix: str = "") -> Metrics:
+def turn_metrics(attempts: Attempts) -> dict[str, Metric]:
     """Accuracy at each turn, self-correction between turns 1 and 2, votes over turns; per problem where possible.
 
     acc@tN; delta, i_to_c, c_to_i and changed between turns 1 and 2 (SCoRe, 2409.12917); CL, CS and RSS (2412.19513)
@@ -116,15 +117,15 @@ def turn_metrics(attempts: Attempts, prefix: str = "") -> Metrics:
     answers = [[attempts.answers(i, k) for k in range(samples)] for i in range(problems)]
     changed = np.array([[a[0] != a[1] for a in row] for row in answers])
     pair = self_correction(rewards[0], rewards[1], changed)
-    metrics: Metrics = {name: values.mean(1).tolist() for name, values in pair.items()}
-    metrics |= {f"acc@t{t + 1}": rewards[t].mean(1).tolist() for t in range(turns)}
-    metrics |= confidence_critique(rewards[0].ravel(), rewards[1].ravel())
+    metrics = {name: share(values.mean(1)) for name, values in pair.items()}
+    metrics |= {f"acc@t{t + 1}": share(rewards[t].mean(1)) for t in range(turns)}
+    metrics |= {k: number(v) for k, v in confidence_critique(rewards[0].ravel(), rewards[1].ravel()).items()}
     for t in range(2, turns + 1 if turns > 2 else 2):
         votes = np.zeros((problems, samples))
         for i, row in enumerate(answers):
             for k, found in enumerate(row):
                 winner = majority(found[:t])
                 votes[i, k] = 0.0 if winner is None else rewards[found.index(winner), i, k]
-        metrics[f"vote@t{t}"] = votes.mean(1).tolist()
-        metrics[f"any@t{t}"] = rewards[:t].max(0).mean(1).tolist()
-    return {prefix + name: value for name, value in metrics.items()}
+        metrics[f"vote@t{t}"] = share(votes.mean(1))
+        metrics[f"any@t{t}"] = share(rewards[:t].max(0).mean(1))
+    return metrics
