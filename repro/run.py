@@ -303,7 +303,7 @@ class Run:
 
     def _step(self, batch: Batch, reading: Reading, loss: TokenLoss, mean: Mean, together: int) -> None:
         with self.phase("train"):
-            self.log(**self.trainer.step(batch, reading, loss, mean, together))
+            self.log(**self.trainer.step(batch, loss, reading, mean, together))
         self.spend(trained_tokens=sum(batch.lengths), optimizer_steps=1)
 
     # --- bookkeeping ------------------------------------------------------------------------------------------------
