@@ -17,7 +17,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("answer", nargs="?", help="the final answer, for example '\\frac{1}{2}'")
     parser.add_argument("reference", nargs="?", help="the reference, for example 0.5")
     parser.add_argument("--pairs", metavar="FILE.jsonl", help="grade every line (fields answer, reference, equal)")
-    parser.add_argument("--time-limit", type=_seconds, default=3.0, metavar="SECONDS", help="for one pair (default 3)")
+    parser.add_argument(
+        "--time-limit", type=_seconds, default=3.0, metavar="SECONDS", help="CPU time for one pair (default 3)"
+    )
     # Two arguments are a pair even where the answer starts with a minus sign.
     pair_only = len(argv) == 2 and not argv[0].startswith("--")
     options = parser.parse_args(["--", *argv] if pair_only else argv)
