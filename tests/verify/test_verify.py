@@ -484,6 +484,36 @@ def test_command_for_one_pair(capsys):
     assert capsys.readouterr().out.startswith("different ")
 
 
+@pytest.mark.parametrize(
+    ("solution", "final"),
+    [
+        ("#### 72", "72"),
+        (r"**Answer:** \boxed{10}", "10"),
+        (r"First \boxed{1}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        ("She has 3 + 4 apples.\nThe answer is 7.", "7"),
+    ],
+)
+def test_commands_take_the_final_answer_of_a_solution_and_say_so(tmp_path, capsys, solution, final):
+    main([solution, final])
+    assert (
+        capsys.readouterr().out
+        == f"equal  (final answer of the solution: {final}; exact path: Number against Number)\n"
+    )
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"answer": solution, "reference": final, "equal": True}))
+    main(["--pairs", str(path)])
+    row, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row["answer"] == solution and row["outcome"] == "equal"
+    assert row["how"].startswith(f"final answer of the solution: {final}; ")
+    assert last["summary"]["agreement"] == 1.0
+
+
+def test_commands_leave_plain_answers_as_they_are(capsys):
+    for answer in ("72", r"\boxed{", "the result: 72"):
+        main([answer, "72"])
+        assert "final answer of" not in capsys.readouterr().out
+
+
 def test_command_for_a_file(tmp_path, capsys):
     rows = [
         {"answer": "1", "reference": "1", "equal": True},
