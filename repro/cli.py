@@ -1,4 +1,4 @@
-"""The command ``repro``: list, run, all, table, claims, publish, samples, bench, verify."""
+"""The command ``repro``: list, run, all, table, claims, publish, samples, bench, verify, fetch."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ USAGE = """repro: papers on self-improving language models, run and measured
   repro samples FOLDER          some rollouts of a run with rewards, unlikely tokens coloured   [--step N] [--reward R]
   repro bench                   speed and memory of sampling and training against plain baselines (repro bench --help)
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
+  repro fetch smol              install the model of the preset smol, SmolLM2-135M-Instruct
 """
 
 
@@ -319,6 +320,12 @@ def verify(argv: Sequence[str]) -> int:
     return verify_main(argv)
 
 
+def fetch(argv: Sequence[str]) -> int:
+    from repro.model.fetch import main as fetch_main
+
+    return fetch_main(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "list": list_papers,
     "run": run_command,
@@ -329,6 +336,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "samples": samples,
     "bench": bench,
     "verify": verify,
+    "fetch": fetch,
 }
 
 
