@@ -1,23 +1,24 @@
-"""Reproduce papers: their arms on some seeds, then tables and verdicts (``repro run``, ``repro all``, ``repro new``)."""
+"""Reproduce papers: their arms on some seeds, then tables and verdicts (``repro run``, ``repro all``)."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from repro.arm import preflight, tasks_of, work
-from repro.config import ConfigError, Launch, parse
+from repro.config import ConfigError, Launch, RunConfig, parse
 from repro.launch.many import default_workers, run_tasks
 from repro.launch.overview import plan
 from repro.launch.task import Task
+from repro.paper import Paper
 from repro.results.claims import next_look
 from repro.results.files import read_rows
 from repro.results.summary import merged, summarise
@@ -25,9 +26,61 @@ from repro.results.tables import describe, leaderboard, markdown
 from repro.scripts import ROOT, find_script, load_script, paper_scripts
 
 
-def run_paper(script: Path, argv: Sequence[str]) -> int:
+@dataclass
+class Work:
+    """A paper with its settings, and what has come of it so far."""
+
+    paper: Paper
+    script: Path
+    config: RunConfig
+    arms: Sequence[str]
+    results: list[dict | None] = field(default_factory=list)
+    summary: dict | None = None
+    done: int = 0  # seeds
+
+    def tasks(self, launch: Launch, goal: int) -> list[Task]:
+        """Those of the seeds that are missing up to ``goal``."""
+        seeds = range(launch.first_seed + self.done, launch.first_seed + goal)
+        return tasks_of(self.paper, self.script, self.config, self.arms, seeds, launch.out)
+
+    def goal(self, launch: Launch) -> int | None:
+        """Seeds to have next: those asked for, or those of the next look while the primary claim is undecided."""
+        if launch.until_decided:
+            return next_look(self.summary["claims"] if self.summary else (), self.done)
+        return None if self.done else launch.seeds
+
+    @property
+    def failed(self) -> bool:
+        return not all(row and row["status"] == "ok" for row in self.results)
+
+
+def reproduce(works: Sequence[Work], launch: Launch) -> None:
+    """Run what is missing, all papers side by side, and sum it up; with --until-decided, from look to look."""
+    while goals := {i: goal for i, w in enumerate(works) if (goal := w.goal(launch)) is not None}:
+        tasks = {i: works[i].tasks(launch, goal) for i, goal in goals.items()}
+        every = [task for mine in tasks.values() for task in mine]
+        made = dict(zip([task.folder for task in every], run_tasks(every, work, launch), strict=True))
+        for i, goal in goals.items():
+            one = works[i]
+            one.results += [made[task.folder] for task in tasks[i]]
+            one.done = goal
+            if rows := [row for row in one.results if row]:
+                card = one.paper.card()
+                one.summary = summarise(card, merged(card, rows))
+        if all(w.failed for w in works):
+            return
+
+
+def run(argv: Sequence[str]) -> int:
+    """``repro run PAPER``."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"repro run needs a paper; there are {', '.join(paper_scripts())}, and standard")
+    script = find_script(argv[0])
+    return run_paper(load_script(script), script, argv[1:])
+
+
+def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
-    paper = load_script(script)
     os.environ.setdefault("REPRO_COMMAND", shlex.join(["repro", "run", script.stem, *argv]))
     title = f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title
     config, launch = parse(paper.config, list(argv), f"repro run {script.stem}", title)
@@ -35,77 +88,62 @@ def run_paper(script: Path, argv: Sequence[str]) -> int:
     if unknown:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.arms)}")
     preflight(config)
-    arms = launch.arms or paper.default_arms
-    results: list[dict | None] = []
-    summary: dict = {}
-    for seeds in _looks(launch, lambda: summary):
-        results += run_tasks(tasks_of(paper, script, config, arms, seeds, launch.out), work, launch)
-        rows = merged(paper.card(), [row for row in results if row])
-        if not rows:
-            return 1
-        summary = summarise(paper.card(), rows)
-    print("\n" + describe(summary) + "\n")
-    status = "ok" if all(row and row["status"] == "ok" for row in results) else "failed"
-    print(json.dumps({k: summary[k] for k in ("paper", "preset", "seeds", "arms", "claims")} | {"status": status}))
-    return 0 if status == "ok" else 1
+    one = Work(paper, script, config, launch.arms or paper.default_arms)
+    reproduce([one], launch)
+    if not one.summary:
+        return 1
+    print("\n" + describe(one.summary) + "\n")
+    told = {name: one.summary[name] for name in ("paper", "preset", "seeds", "arms", "claims")}
+    print(json.dumps(told | {"status": "failed" if one.failed else "ok"}))
+    return 1 if one.failed else 0
 
 
-def _looks(launch: Launch, summary) -> Sequence[range]:
-    """The seeds to run: those asked for, or up to each look until the primary claim is decided."""
-    if not launch.until_decided:
-        yield range(launch.first_seed, launch.first_seed + launch.seeds)
-        return
-    done = 0
-    while (look := next_look(summary().get("claims", ()), done)) is not None:
-        yield range(launch.first_seed + done, launch.first_seed + look)
-        done = look
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class All:
-    """Several papers, or all, one after the other or side by side."""
+    """Which papers, and with which settings."""
 
     papers: tyro.conf.Positional[tuple[str, ...]] = ()
     """Only these papers."""
     preset: Literal["tiny", "smol", "gpu"] = "tiny"
-    """Their settings (see repro run PAPER --help)."""
+    """Their settings, as in repro run PAPER --help."""
     dry_run: bool = False
     """Only say what would be run, how long it takes and how much memory."""
-    launch: tyro.conf.OmitArgPrefixes[Launch] = dataclasses.field(default_factory=Launch)
+
+
+@dataclass(frozen=True)
+class Options:
+    what: All = All()
+    launch: Launch = Launch()
 
 
 def run_all(argv: Sequence[str]) -> int:
-    """Several papers, or all: what is finished is skipped, tables come last, 1 if something failed."""
+    """``repro all``: what is finished is skipped, tables come last, 1 if something failed."""
     os.environ.setdefault("REPRO_COMMAND", shlex.join(["repro", "all", *argv]))
-    options = tyro.cli(All, args=list(argv), prog="repro all", config=(tyro.conf.FlagConversionOff,)[:0])
-    launch = options.launch
+    text = "Several papers, or all, side by side; then their tables."
+    options = tyro.cli(
+        Options, args=list(argv), prog="repro all", description=text, config=(tyro.conf.OmitArgPrefixes,)
+    )
+    what, launch = options.what, options.launch
     if launch.seeds < 1:
         raise ConfigError(f"--seeds {launch.seeds}: must be at least 1")
-    seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
-    scripts = [find_script(name) for name in options.papers or paper_scripts()]
-    papers = [(load_script(script), script) for script in scripts]
-    tasks: dict[str, list[Task]] = {}
-    for paper, script in papers:
-        config = paper.config.for_preset(options.preset)
-        tasks[paper.slug] = tasks_of(paper, script, config, paper.default_arms, seeds, launch.out)
-    every = [task for mine in tasks.values() for task in mine]
-    known = [row for row in read_rows(ROOT / "results")]
-    rows, text = plan(every, known, launch.workers or default_workers())
+    works = []
+    for script in [find_script(name) for name in what.papers or paper_scripts()]:
+        paper = load_script(script)
+        arms = [arm for arm in launch.arms or paper.default_arms if arm in paper.arms]
+        works.append(Work(paper, script, paper.config.for_preset(what.preset), arms))
+    tasks = [task for w in works for task in w.tasks(launch, w.goal(launch))]
+    rows, text = plan(tasks, read_rows(ROOT / "results"), launch.workers or default_workers())
     print(markdown(rows), text, sep="\n\n", flush=True)
-    if options.dry_run:
+    if what.dry_run:
         return 0
-    for paper, _ in papers:
-        preflight(paper.config.for_preset(options.preset))
-    made = dict(zip([task.folder for task in every], run_tasks(every, work, launch), strict=True))
-    summaries = []
-    for paper, _ in papers:
-        rows = merged(paper.card(), [row for task in tasks[paper.slug] if (row := made[task.folder])])
-        if rows:
-            summaries.append(summarise(paper.card(), rows))
-            print("\n" + describe(summaries[-1]))
+    for one in works:
+        preflight(one.config)
+    reproduce(works, launch)
+    summaries = [w.summary for w in works if w.summary]
+    for summary in summaries:
+        print("\n" + describe(summary))
     if summaries:
         print("\n" + markdown(leaderboard(summaries)))
-    failed = [task.name for task in every if not (row := made[task.folder]) or row["status"] != "ok"]
-    if failed:
-        print(f"repro: failed: {', '.join(dict.fromkeys(failed))}", file=sys.stderr)
+    if failed := [w.paper.slug for w in works if w.failed]:
+        print(f"repro: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
