@@ -112,8 +112,8 @@ class All:
 
 @dataclass(frozen=True)
 class Options:
-    what: All = All()
-    launch: Launch = Launch()
+    what: All = field(default_factory=All)
+    launch: Launch = field(default_factory=Launch)
 
 
 def run_all(argv: Sequence[str]) -> int:
