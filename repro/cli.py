@@ -1,4 +1,4 @@
-"""The command ``repro``: list, run, all, table, claims, publish, samples, bench, verify."""
+"""The command ``repro``: list, run, all, table, claims, publish, docs, site, samples, bench, verify."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,9 +23,11 @@ USAGE = """repro: papers on self-improving language models, run and measured
   repro list                    the papers, their arms and what was measured
   repro run PAPER [settings]    reproduce one paper (repro run PAPER --help lists every setting)
   repro all [PAPER ...]         several papers, or all, then their tables   [--seeds N] [--preset P] [--dry-run]
-  repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv|html]
+  repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv]
   repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
-  repro publish PAPER           copy finished runs with default settings to results/ and renew table and figure
+  repro publish PAPER           take finished runs with default settings into results/ and renew what shows them
+  repro docs                    make summaries, board and the pages of the papers in results/ anew
+  repro site --out DIR          all results as static pages   [--results FOLDER]
   repro samples FOLDER          some rollouts of a run with rewards, unlikely tokens coloured   [--step N] [--reward R]
   repro bench                   speed and memory of sampling and training against plain baselines (repro bench --help)
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
@@ -167,129 +168,13 @@ def run_all(argv: Sequence[str]) -> int:
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def _results(
-    argv: Sequence[str], what: str, options: Callable[[argparse.ArgumentParser], None]
-) -> tuple[argparse.Namespace, list]:
-    """The parsed options and (paper, its results) for every group that was asked for."""
-    from repro.results.files import read_results
+def _verb(name: str) -> Callable[[Sequence[str]], int]:
+    def run(argv: Sequence[str]) -> int:
+        from repro.results import verbs
 
-    parser = argparse.ArgumentParser(prog=f"repro {what}")
-    parser.add_argument("papers", nargs="*", metavar="PAPER")
-    parser.add_argument("--results", type=Path, default=ROOT / "results", help="folder of result files")
-    options(parser)
-    args = parser.parse_args(argv)
-    args.papers = [script_name(name) for name in args.papers]
-    if not args.results.is_dir():
-        raise UsageError(f"--results {args.results}: no such folder")
-    groups = read_results(args.results)
-    wanted = [key for key in groups if not args.papers or key[0] in args.papers]
-    return args, [(load_paper(key[0]), groups[key]) for key in wanted]
+        return getattr(verbs, name)(argv)
 
-
-def table(argv: Sequence[str]) -> int:
-    """Tables of each paper and across papers: to the screen as Markdown, or all results in another format."""
-    import csv
-
-    from repro.results.tables import arm_rows, budget_rows, claims, describe, markdown
-
-    def options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--format", choices=("markdown", "json", "csv", "html"), default="markdown")
-
-    args, groups = _results(argv, "table", options)
-    if not groups:
-        print("no results yet")
-    elif args.format == "html":
-        from repro.results.page import page
-
-        print(page(groups, args.results))
-    elif args.format == "json":
-        rows = {f"{p.slug}/{r[0]['preset']}": {"arms": arm_rows(p, r), "claims": claims(p, r)} for p, r in groups}
-        print(json.dumps({"papers": rows, "budget": budget_rows(groups)}, indent=1))
-    elif args.format == "csv":
-        csv.writer(sys.stdout).writerows(budget_rows(groups))
-    else:
-        print("\n\n".join(describe(paper, results) for paper, results in groups))
-        print("\n**What a budget buys**: accuracy above the base in points, and what it cost\n")
-        print(markdown(budget_rows(groups)))
-    return 0
-
-
-def claims_command(argv: Sequence[str]) -> int:
-    from repro.results.tables import claim_rows, claims, markdown
-
-    args, groups = _results(argv, "claims", lambda parser: parser.add_argument("--json", action="store_true"))
-    checked = [claim for paper, results in groups for claim in claims(paper, results)]
-    if args.json:
-        print(json.dumps(checked, indent=1))
-    elif checked:
-        names = [["paper", "preset", *claim_rows([])[0]]]
-        print(markdown(names + [[c["paper"], c["preset"], *claim_rows([c])[1]] for c in checked]))
-    else:
-        print("no results yet")
-    return 0
-
-
-def list_papers(argv: Sequence[str]) -> int:
-    from repro.results.files import read_results
-    from repro.results.tables import claims, markdown
-
-    groups = read_results(ROOT / "results")
-    rows = [["paper", "arXiv", "title", "arms", "claims measured"]]
-    for name in paper_scripts():
-        paper = load_paper(name)
-        shown = []
-        for (slug, preset, _), results in groups.items():
-            if slug == name and (verdicts := [c["verdict"] for c in claims(paper, results)]):
-                counts = (f"{verdicts.count(v)} {v}" for v in ("holds", "fails", "undecided") if v in verdicts)
-                shown.append(f"{preset}: {', '.join(counts)}")
-        rows.append([name, paper.arxiv, paper.title, " ".join(paper.arms), "; ".join(shown) or "not yet"])
-    print(markdown(rows))
-    return 0
-
-
-def publish(argv: Sequence[str]) -> int:
-    """Copy finished runs with a preset's default settings from runs/ to results/, with their table and figure."""
-    from repro.launch.record import dump
-    from repro.results.figures import draw
-    from repro.results.files import read_results
-    from repro.results.tables import describe
-
-    parser = argparse.ArgumentParser(prog="repro publish")
-    parser.add_argument("paper", metavar="PAPER")
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--results", type=Path, default=ROOT / "results")
-    args = parser.parse_args(argv)
-    paper = load_paper(args.paper)
-    done = False
-    for (slug, preset, digest), results in read_results(args.runs / paper.slug).items():
-        if slug != paper.slug or digest != paper.config.for_preset(preset).digest():
-            continue
-        changed = [r for r in results if r["machine"]["changed_files"] or not r["machine"]["commit"]]
-        if changed:
-            raise UsageError(f"{len(changed)} {preset} runs were made with uncommitted code; commit and run again")
-        folder = args.results / paper.slug
-        folder.mkdir(parents=True, exist_ok=True)
-        for result in results:
-            (folder / f"{preset}-{result['arm']}-seed{result['seed']}.json").write_text(dump(result))
-        text = describe(paper, results)
-        (folder / f"{preset}.md").write_text(text + "\n")
-        draw(paper, results, folder / f"{preset}.png")
-        if preset == "tiny":
-            renew_readme(ROOT / "README.md", paper.slug, text)
-        print(text)
-        done = True
-    if not done:
-        raise UsageError(f"no finished runs of {paper.slug} with default settings in {args.runs}")
-    return 0
-
-
-def renew_readme(path: Path, slug: str, text: str) -> None:
-    """Replace what stands between the README's markers for a paper."""
-    begin, end = f"<!-- results {slug} -->", f"<!-- end {slug} -->"
-    old = path.read_text()
-    if begin in old:
-        new = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", old, flags=re.DOTALL)
-        path.write_text(new)
+    return run
 
 
 # --- entry ------------------------------------------------------------------------------------------------------------
@@ -320,12 +205,14 @@ def verify(argv: Sequence[str]) -> int:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "list": list_papers,
+    "list": _verb("list_papers"),
     "run": run_command,
     "all": run_all,
-    "table": table,
-    "claims": claims_command,
-    "publish": publish,
+    "table": _verb("table"),
+    "claims": _verb("claims"),
+    "publish": _verb("publish"),
+    "docs": _verb("docs"),
+    "site": _verb("site"),
     "samples": samples,
     "bench": bench,
     "verify": verify,
