@@ -1,6 +1,5 @@
 """The command line: what a user gets wrong is told in one line with exit code 2."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,10 +8,8 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from repro.cli import ALIASES, load_paper, main, paper_scripts, renew_readme
+from repro.cli import ALIASES, load_paper, main, paper_scripts
 from repro.config import RunConfig
-from repro.results.files import read_results
-from repro.results.tables import describe
 from repro.tasks.generated import GENERATED
 from repro.tasks.loading import load
 
@@ -90,39 +87,12 @@ def test_gpu_preset_without_a_gpu(tmp_path):
     ]
 
 
-def test_list_and_claims(capsys):
-    assert main(["list"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in paper_scripts())
-    assert main(["claims", "--json"]) == 0
-    claims = json.loads(capsys.readouterr().out)
-    assert claims
-    for claim in claims:
-        assert {"paper", "claim", "preset", "verdict", "seeds", "difference", "interval"} <= claim.keys()
-        assert claim["verdict"] in ("holds", "fails", "undecided")
-
-
 @pytest.mark.parametrize("name", list(paper_scripts()))
 def test_help_lists_every_setting(name):
     done = subprocess.run([sys.executable, f"papers/{name}.py", "--help"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0
     for field in (f.name for f in fields(RunConfig)):
         assert f"--{field.replace('_', '-')}" in done.stdout
-
-
-def test_readme_shows_the_committed_results():
-    """The README's tables are those that the result files give."""
-    text = (ROOT / "README.md").read_text()
-    for (slug, preset, _), results in read_results(ROOT / "results").items():
-        if preset == "tiny":
-            assert describe(load_paper(slug), results) in text
-
-
-def test_renew_readme_replaces_only_its_part(tmp_path):
-    file = tmp_path / "README.md"
-    file.write_text("a\n<!-- results x -->\nold\n<!-- end x -->\nb\n")
-    renew_readme(file, "x", "new \\1")
-    assert file.read_text() == "a\n<!-- results x -->\nnew \\1\n<!-- end x -->\nb\n"
 
 
 def test_importing_the_package_is_light():
