@@ -9,7 +9,7 @@ from repro.config import RunConfig
 from repro.methods.multiturn import Attempts, converse, retry, self_refine, turn_metrics
 from repro.model.sampling import Completion
 from repro.paper import Paper
-from repro.run import Run
+from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
@@ -98,7 +98,10 @@ def test_an_answer_goes_on_from_its_ids_up_to_a_further_stop_token(tmp_path):
 def test_self_refine_writes_again_what_it_rejects_itself():
     """The first attempt is accepted every time; the second is rejected once, and what takes its place is accepted."""
     problem = Problem("What is 1+1?", "2")
-    texts = iter(["2", "3", "Yes", "No", "2", "Yes", "Yes"])
+    first = Rollouts(
+        [problem], [[Completion((), (), (), text, False) for text in ("2", "3")]], torch.tensor([[1.0, 0]])
+    )
+    texts = iter(["Yes", "No", "2", "Yes", "Yes"])
     asked = []
 
     def sample(chats, n, generator=None):
@@ -106,9 +109,9 @@ def test_self_refine_writes_again_what_it_rejects_itself():
         return [[Completion((), (), (), next(texts), False) for _ in range(n)] for _ in chats]
 
     run = SimpleNamespace(sample=sample, rewards=lambda problems, groups: torch.zeros(len(problems), 2))
-    attempts = self_refine(run, [problem], 2, 3)
+    attempts = self_refine(run, first, 3)
     assert [attempts.texts(0, k) for k in (0, 1)] == [["2", "2", "2"], ["3", "2", "2"]]
-    assert asked[1] == [prompts.verify(problem, "2"), prompts.verify(problem, "3")]
-    assert asked[2] == [prompts.revise(prompts.solve(problem), "3", right=False)]
-    assert asked[3] == [prompts.verify(problem, "2")] * 2
-    assert attempts.rewards.shape == (3, 1, 2)
+    assert asked[0] == [prompts.verify(problem, "2"), prompts.verify(problem, "3")]
+    assert asked[1] == [prompts.revise(prompts.solve(problem), "3", right=False)]
+    assert asked[2] == [prompts.verify(problem, "2")] * 2
+    assert attempts.rewards.tolist() == [[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]]
