@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -63,6 +64,8 @@ def machine(device: torch.device) -> dict:
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
+        if not shutil.which("git"):
+            return None
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 
