@@ -124,7 +124,8 @@ class Run:
             self._report(name, self.step - first, steps, (time.monotonic() - began) / (self.step - done))
 
     def _end_step(self, name: str, done: int, steps: int) -> None:
-        if self.config.monitors and done % -(-steps // self.config.monitors) == 0:
+        every = -(-steps // self.config.monitors) if self.config.monitors else 0
+        if every and done % every == 0 and self.budget["optimizer_steps"]:  # before, it is the base's
             self.monitor()
         spent = {name: self.budget[name] for name in ("completions", "sampled_tokens")}  # from the start until here
         logged = {name: float(np.mean(values)) for name, values in self._logged.items()}
