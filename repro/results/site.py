@@ -26,7 +26,6 @@ from repro.results.tables import (
     ranking,
     seeds_cell,
     survives_cell,
-    verdict_cell,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +43,7 @@ def write_site(summaries: Sequence[dict], out: Path, results: Path | None = None
         loader=PackageLoader("repro.results"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     pages.globals |= {"bar": bar, "cell": cell, "gain_cell": gain_cell, "seeds": seeds_cell, "survives": survives_cell}
-    pages.globals |= {"difference": difference_cell, "verdict": verdict_cell, "counted": counted}
+    pages.globals["counted"] = counted
     for name in FILES:
         replace_file(out / name, pages.get_template(name).render())
     board = [_board_entry(s) for s in summaries]
@@ -107,7 +106,9 @@ def _drawn(claim: dict) -> Markup:
 
 
 def _claim(claim: dict) -> dict:
-    return {**claim, "drawn": _drawn(claim), "word": claim["verdict"] or "none"}
+    told = difference_cell(claim).partition(" (")[::2]
+    early = claim["verdict"] is not None and claim["look"] is None
+    return {**claim, "drawn": _drawn(claim), "word": claim["verdict"] or "none", "told": told, "provisional": early}
 
 
 def _board_entry(summary: dict) -> dict:
