@@ -136,6 +136,8 @@ class Launch:
     """Number of seeds, each with every arm."""
     first_seed: int = 0
     """The first of them. Choose hyperparameters on other seeds than the reported 0, 1, 2, ..."""
+    until_decided: bool = False
+    """Add seeds, up to 5, 10 and 20, until the primary claim is decided; --seeds is not used then."""
     arms: tuple[str, ...] = ()
     """Only these arms; without it, all."""
     workers: int = 0

