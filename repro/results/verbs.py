@@ -155,9 +155,11 @@ def site(argv: Sequence[str]) -> int:
 
     parser = argparse.ArgumentParser(prog="repro site")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of results, or of runs")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs, for transcripts")
     parser.add_argument("--out", type=Path, required=True, help="folder of the pages")
     args = parser.parse_args(argv)
     summaries = load(args.results)
-    write_site(summaries, args.out, args.results)
+    own = not read_summaries(args.results)  # a folder of runs
+    write_site(summaries, args.out, None if own else args.results, args.results if own else args.runs)
     print(f"{len(summaries)} tables: {args.out / 'index.html'}")
     return 0
