@@ -190,7 +190,7 @@ class Run:
             pairs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
             right = score([p for p, _ in pairs], [c.text for _, c in pairs])
             values = [0.0 if c.truncated else r for (_, c), r in zip(pairs, right, strict=True)]
-        rewards = torch.tensor(values).view(len(problems), -1)
+        rewards = torch.tensor(values).view(len(problems), -1) if values else torch.zeros(len(problems), 0)
         if self.recorder:
             self.recorder.add(self.step + 1, problems, completions, rewards)
         return rewards

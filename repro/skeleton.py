@@ -80,10 +80,9 @@ if __name__ == "__main__":
 '''
 TEST = '''"""SLUG: the loss on worked numbers, and a short run."""
 
-from papers.SLUG import PAPER, Config, loss
-
 import torch
 
+from papers.SLUG import PAPER, Config, loss
 from repro.arm import run_arm
 
 
