@@ -20,10 +20,12 @@ def publish_paper(paper: Paper, runs: Path, results: Path) -> list[dict]:
     Of an arm that is published again with other settings the old rows leave. Returns the paper's summaries. Raises
     ConfigError for rows that uncommitted code has made, and where there is none.
     """
+    if paper.slug == "standard":
+        raise ConfigError("the kit's arms are published with the papers that refer to them")
     rows = [row for row in read_rows(runs, paper.slug) if row["status"] == "ok" and row["paper"] == paper.slug]
     own: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
-        if paper.slug == "standard" or row["digest"] == paper.config.for_preset(row["preset"]).digest():
+        if row["digest"] == paper.config.for_preset(row["preset"]).digest():
             own[row["preset"]].append(row)
     if not own:
         raise ConfigError(f"no finished runs of {paper.slug} with default settings in {runs}")

@@ -85,6 +85,7 @@ def test_what_a_user_gets_wrong(capsys, tmp_path):
         (["table", "--results", "nowhere"], "no such folder"),
         (["claims", "nfft"], "unknown paper 'nfft'"),
         (["publish", "nfft"], "unknown paper 'nfft'"),
+        (["publish", "standard"], "with the papers that refer to them"),
     ):
         assert main(words) == 2
         shown = capsys.readouterr()
