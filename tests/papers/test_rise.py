@@ -320,6 +320,7 @@ def test_killed_at_any_moment_it_ends_the_same(results, tmp_path, monkeypatch):
 
         return call
 
+    monkeypatch.setattr("repro.results.metrics.RESAMPLES", 20)  # as in the whole runs
     for owner, name, at in ((Run, "rewards", 3), (rise, "draws", 1), (Run, "update", 4)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, stopping(getattr(owner, name), at))
