@@ -50,6 +50,11 @@ class Rollouts:
     def select(self, rows: Sequence[int]) -> Rollouts:
         return Rollouts([self.problems[i] for i in rows], [self.completions[i] for i in rows], self.rewards[list(rows)])
 
+    def part(self, problems: int, samples: int) -> Rollouts:
+        """The first samples of the first problems: for further measurements that would cost too much on all of them."""
+        rows = [group[:samples] for group in self.completions[:problems]]
+        return Rollouts(self.problems[:problems], rows, self.rewards[:problems, :samples])
+
     def batch(self) -> Batch:
         """All completions as one batch, a problem's samples side by side."""
         return Batch([(c.prompt, c.ids) for group in self.completions for c in group])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,13 +12,11 @@ from repro.model.policy import POLICY
 from repro.model.sampling import Completion
 from repro.results.metric import Metric, number, share
 from repro.results.metrics import confidence_critique, majority, self_correction
+from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 from repro.tasks.prompts import Chat
 from repro.verify import equivalent, extract_answer
-
-if TYPE_CHECKING:
-    from repro.run import Run
 
 FollowUp = Callable[[Problem, Sequence[str]], Chat]  # a problem and the attempts so far -> what is asked next
 
@@ -71,7 +68,22 @@ def converse(
 ) -> Attempts:
     """``samples`` independent conversations of ``turns`` attempts on each problem, all of them to the last turn."""
     first = run.sample([prompts.solve(p) for p in problems], samples, temperature, adapter, generator)
-    completions, rewards = [first], [run.rewards(problems, first)]
+    begun = Rollouts(list(problems), first, run.rewards(problems, first))
+    return go_on(run, begun, turns, follow_up, temperature, adapter, generator)
+
+
+def go_on(
+    run: Run,
+    first: Rollouts,
+    turns: int,
+    follow_up: FollowUp = retry,
+    temperature: float | None = None,
+    adapter: str = POLICY,
+    generator: torch.Generator | None = None,
+) -> Attempts:
+    """The same conversations where the attempts at the first turn are there already."""
+    problems, samples = first.problems, first.rewards.shape[1]
+    completions, rewards = [first.completions], [first.rewards]
     for _ in range(turns - 1):
         chats = [
             follow_up(problem, [turn[i][k].text for turn in completions])
@@ -82,17 +94,15 @@ def converse(
         grouped = [[flat[i * samples + k][0] for k in range(samples)] for i in range(len(problems))]
         completions.append(grouped)
         rewards.append(run.rewards(problems, grouped))
-    return Attempts(list(problems), completions, torch.stack(rewards))
+    return Attempts(problems, completions, torch.stack(rewards))
 
 
-def self_refine(
-    run: Run, problems: Sequence[Problem], samples: int, turns: int, generator: torch.Generator | None = None
-) -> Attempts:
+def self_refine(run: Run, first: Rollouts, turns: int, generator: torch.Generator | None = None) -> Attempts:
     """Self-Refine (2303.17651): the model judges each attempt itself and writes again what it takes for wrong."""
-    first = run.sample([prompts.solve(p) for p in problems], samples, generator=generator)
+    problems, samples = first.problems, first.rewards.shape[1]
     asked = [p for p in problems for _ in range(samples)]
-    last = [completion for group in first for completion in group]
-    completions = [first]
+    last = [completion for group in first.completions for completion in group]
+    completions, rewards = [first.completions], [first.rewards]
     for _ in range(turns - 1):
         shown = [prompts.verify(p, attempt.text) for p, attempt in zip(asked, last, strict=True)]
         verdicts = run.sample(shown, 1, generator=generator)
@@ -102,7 +112,8 @@ def self_refine(
         for i, (attempt,) in zip(rejected, revised, strict=True):
             last[i] = attempt
         completions.append([last[i : i + samples] for i in range(0, len(last), samples)])
-    return Attempts(list(problems), completions, torch.stack([run.rewards(problems, turn) for turn in completions]))
+        rewards.append(run.rewards(problems, completions[-1]))
+    return Attempts(problems, completions, torch.stack(rewards))
 
 
 def turn_metrics(attempts: Attempts) -> dict[str, Metric]:
