@@ -111,5 +111,6 @@ def test_the_skeleton_runs_at_once(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stdout
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "repro").mkdir()  # as in the repository, the package is a neighbour
+    (tmp_path / "repro" / "__init__.py").touch()
     lint = subprocess.run([sys.executable, "-m", "ruff", "check", str(script), str(test)], capture_output=True)
     assert lint.returncode == 0, lint.stdout
