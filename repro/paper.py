@@ -56,11 +56,13 @@ class Claim:
     primary: bool = False
 
     @classmethod
-    def over(cls, left: str, right: str, metric: str = "accuracy", *, text: str = "", **more: Any) -> Claim:
-        """The claim that one arm ends above another in a metric."""
-        name = f"{left}_over_{right}" + ("" if metric == "accuracy" else f"_{metric}")
+    def over(
+        cls, left: str, right: str, metric: str = "accuracy", than: str = "", *, text: str = "", **more: Any
+    ) -> Claim:
+        """The claim that one arm ends above another in a metric; ``than``: above another metric of it."""
+        named = "" if metric == "accuracy" else f"_{metric}" + f"_{than}" * bool(than)
         told = text or f"{left} ends above {right}" + ("" if metric == "accuracy" else f" ({metric})")
-        return cls(name, told, (left, metric), (right, metric), **more)
+        return cls(f"{left}_over_{right}{named}", told, (left, metric), (right, than or metric), **more)
 
 
 @dataclass(frozen=True)

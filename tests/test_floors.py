@@ -8,17 +8,8 @@ from conftest import ROOT
 
 FLOORS = {
     **{"verify": 0, "config": 0, "tasks": 1, "model": 2, "results": 3, "paper": 4, "launch": 4, "run": 5},
-    **{
-        "evaluation": 6,
-        "methods": 6,
-        "scripts": 6,
-        "arm": 7,
-        "bench": 7,
-        "tiny": 7,
-        "reproduce": 8,
-        "skeleton": 8,
-        "cli": 9,
-    },
+    **{"evaluation": 6, "methods": 6, "scripts": 6, "arm": 7, "bench": 7, "tiny": 7},
+    **{"reproduce": 8, "skeleton": 8, "cli": 9},
 }
 MODULES = sorted((ROOT / "repro").rglob("*.py"))
 
