@@ -354,11 +354,12 @@ class Killed(Exception):
 @pytest.mark.parametrize("step", [0, 1, 2])
 def test_a_run_killed_in_any_step_ends_alike(step, tmp_path):
     """The stage's frozen copy and new optimiser come back: stages begin at steps 0 and 1."""
-    whole = Run(PAPER, "revise", 0, TINY, tmp_path / "whole")
-    cut = Run(PAPER, "revise", 0, TINY, tmp_path / "cut")
+    config = replace(TINY, monitors=0)  # they sample too
+    whole = Run(PAPER, "revise", 0, config, tmp_path / "whole")
+    cut = Run(PAPER, "revise", 0, config, tmp_path / "cut")
     for run in (whole, cut):
         run.folder.mkdir()
-    revise(whole, TINY)
+    revise(whole, config)
 
     def die(*args, **kwargs):
         if cut.step == step:
@@ -367,10 +368,10 @@ def test_a_run_killed_in_any_step_ends_alike(step, tmp_path):
 
     sample, cut.sample = cut.sample, die
     with pytest.raises(Killed):
-        revise(cut, TINY)
-    again = Run(PAPER, "revise", 0, TINY, tmp_path / "cut")
+        revise(cut, config)
+    again = Run(PAPER, "revise", 0, config, tmp_path / "cut")
     assert again.step == step and again.policy.copies == (["start"] if step else [])
-    revise(again, TINY)
+    revise(again, config)
     a, b = whole.policy.adapter_state(), again.policy.adapter_state()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert whole.history == again.history
