@@ -21,7 +21,8 @@ from repro.launch.task import Task
 from repro.paper import Paper
 from repro.results.claims import next_look
 from repro.results.files import read_rows
-from repro.results.summary import merged, summarise
+from repro.results.site import write_site
+from repro.results.summary import corrected, merged, summarise
 from repro.results.tables import describe, leaderboard, markdown
 from repro.scripts import ROOT, find_script, load_script, paper_scripts
 
@@ -144,6 +145,9 @@ def run_all(argv: Sequence[str]) -> int:
         print("\n" + describe(summary))
     if summaries:
         print("\n" + markdown(leaderboard(summaries)))
+        site = Path(launch.out) / "site"
+        write_site(corrected(summaries), site, runs=Path(launch.out))
+        print(f"\nall of this as pages: {site / 'index.html'}")
     if failed := [w.paper.slug for w in works if w.failed]:
         print(f"repro: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -187,7 +187,7 @@ def plain_loss(policy: Policy, batch: Batch) -> torch.Tensor:
     place = torch.arange(ids.shape[1] - 1, device=device)
     wanted = torch.stack([place >= ids.shape[1] - 1 - n for n in batch.lengths])
     fields = SimpleNamespace(**{name: value.to(device) for name, value in batch.fields.items()})
-    return grpo_loss(logp[wanted], fields, GRPO()).sum()
+    return (grpo_loss(logp[wanted], fields, GRPO()) * fields.weight).sum()
 
 
 def plain_update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
