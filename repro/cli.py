@@ -128,13 +128,15 @@ def run_all(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="arms side by side; 0: one per core or GPU")
     parser.add_argument("--out", default=Launch.out, help="folder of checkpoints, adapters and results")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: tiny on the CPU")
     parser.add_argument("--memory-limit", type=float, default=0, help="GB of GPU memory for a process; 0: all")
     parser.add_argument("--dry-run", action="store_true", help="what would be run, how long, how much memory")
     args = parser.parse_args(argv)
     if args.seeds < 1:
         raise UsageError(f"--seeds {args.seeds}: must be at least 1")
-    launch = Launch(seeds=args.seeds, workers=args.workers, out=args.out, memory_limit=args.memory_limit)
-    workers = args.workers or default_workers()
+    launch = Launch(args.seeds, workers=args.workers, out=args.out, memory_limit=args.memory_limit, device=args.device)
+    launch = launch.for_preset(args.preset)
+    workers = args.workers or default_workers(launch.device)
     tasks: list[Task] = []
     for name in map(script_name, args.papers or paper_scripts()):
         paper = load_paper(name)

@@ -23,7 +23,7 @@ from repro.config import ConfigError, Launch
 from repro.launch.overview import Overview
 from repro.launch.task import Task
 from repro.launch.track import choose_tracker
-from repro.model.policy import Policy
+from repro.model.policy import Policy, pick_device
 
 if TYPE_CHECKING:
     from repro.paper import Paper
@@ -36,9 +36,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers() -> int:
-    """One process per GPU, or per core where there is none."""
-    return torch.cuda.device_count() or cores()
+def default_workers(device: str) -> int:
+    """One process per GPU, or per core where there is none or ``device`` is "cpu"."""
+    return (device != "cpu" and torch.cuda.device_count()) or cores()
 
 
 def limit_memory(gigabytes: float) -> None:
@@ -55,6 +55,8 @@ def limit_memory(gigabytes: float) -> None:
 
 def prepare(launch: Launch) -> None:
     """What holds for all arms of this process."""
+    Policy.on = launch.device
+    pick_device()
     limit_memory(launch.memory_limit)
     Policy.merge = launch.merge
     choose_tracker(launch.track)
@@ -65,7 +67,7 @@ def run_tasks(tasks: Sequence[Task], load: Load, launch: Launch) -> list[dict | 
 
     When a worker is killed (by the system, for its memory), its pool is lost; what didn't finish then runs one by one.
     """
-    workers = min(launch.workers or default_workers(), len(tasks))
+    workers = min(launch.workers or default_workers(launch.device), len(tasks))
     prepare(launch)
     if workers <= 1:
         return [_guarded(task) for task in tasks]
@@ -83,7 +85,7 @@ def run_tasks(tasks: Sequence[Task], load: Load, launch: Launch) -> list[dict | 
 def _in_processes(
     tasks: Sequence[Task], workers: int, load: Load, show: Callable[[int], None], launch: Launch
 ) -> list[dict | BaseException]:
-    gpus = torch.cuda.device_count()
+    gpus = 0 if launch.device == "cpu" else torch.cuda.device_count()
     threads = max(1, cores() // workers)
     context = get_context("spawn")
     turn = context.Value("i", 0)
