@@ -148,8 +148,14 @@ class Launch:
     """Also show the progress in this tracker (installed by you; nothing needs an account)."""
     memory_limit: float = 0
     """GB of GPU memory that a process may use; 0: all. What doesn't fit is made smaller, and a line says how."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one, but the CPU for the preset tiny: its model is too small for a GPU."""
     merge: Literal["auto", "always", "never"] = "auto"
     """Sample from a plain copy with the adapter merged in, or through base and adapter; auto: the copy if it fits."""
+
+    def for_preset(self, preset: str) -> Launch:
+        """With the device that ``auto`` stands for where the preset says so."""
+        return dataclasses.replace(self, device="cpu") if (self.device, preset) == ("auto", "tiny") else self
 
 
 def parse(config: type[RunConfig], argv: list[str], prog: str, description: str) -> tuple[RunConfig, Launch]:
@@ -175,4 +181,4 @@ def parse(config: type[RunConfig], argv: list[str], prog: str, description: str)
     options.config.check()
     if options.launch.seeds < 1:
         raise ConfigError(f"--seeds {options.launch.seeds}: must be at least 1")
-    return options.config, options.launch
+    return options.config, options.launch.for_preset(options.config.preset)

@@ -124,7 +124,7 @@ def run_all(argv: Sequence[str]) -> int:
     options = tyro.cli(
         Options, args=list(argv), prog="repro all", description=text, config=(tyro.conf.OmitArgPrefixes,)
     )
-    what, launch = options.what, options.launch
+    what, launch = options.what, options.launch.for_preset(options.what.preset)
     if launch.seeds < 1:
         raise ConfigError(f"--seeds {launch.seeds}: must be at least 1")
     works = []
@@ -133,7 +133,7 @@ def run_all(argv: Sequence[str]) -> int:
         arms = [arm for arm in launch.arms or paper.default_arms if arm in paper.arms]
         works.append(Work(paper, script, paper.config.for_preset(what.preset), arms))
     tasks = [task for w in works for task in w.tasks(launch, w.goal(launch))]
-    rows, text = plan(tasks, read_rows(ROOT / "results"), launch.workers or default_workers())
+    rows, text = plan(tasks, read_rows(ROOT / "results"), launch.workers or default_workers(launch.device))
     print(markdown(rows), text, sep="\n\n", flush=True)
     if what.dry_run:
         return 0

@@ -20,7 +20,7 @@ from repro.config import ConfigError, Launch
 from repro.launch.overview import Overview
 from repro.launch.task import Task
 from repro.launch.track import choose_tracker
-from repro.model.policy import Policy
+from repro.model.policy import Policy, pick_device
 
 Work = Callable[..., dict]
 
@@ -30,9 +30,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers() -> int:
-    """One process per GPU, or per core where there is none."""
-    return torch.cuda.device_count() or cores()
+def default_workers(device: str) -> int:
+    """One process per GPU, or per core where there is none or ``device`` is "cpu"."""
+    return (device != "cpu" and torch.cuda.device_count()) or cores()
 
 
 def limit_memory(gigabytes: float) -> None:
@@ -49,6 +49,8 @@ def limit_memory(gigabytes: float) -> None:
 
 def prepare(launch: Launch) -> None:
     """What holds for all arms of this process."""
+    Policy.on = launch.device
+    pick_device()
     limit_memory(launch.memory_limit)
     Policy.merge = launch.merge
     choose_tracker(launch.track)
@@ -61,7 +63,7 @@ def run_tasks(tasks: Sequence[Task], work: Work, launch: Launch) -> list[dict | 
     memory), its pool is lost; what didn't finish then runs one by one.
     """
     once = list({task.folder: task for task in reversed(tasks)}.values())[::-1]
-    workers = min(launch.workers or default_workers(), len(once))
+    workers = min(launch.workers or default_workers(launch.device), len(once))
     prepare(launch)
     if workers <= 1:
         made = {task.folder: _guarded(task, work) for task in once}
@@ -80,7 +82,7 @@ def run_tasks(tasks: Sequence[Task], work: Work, launch: Launch) -> list[dict | 
 def _in_processes(
     tasks: Sequence[Task], workers: int, work: Work, show: Callable[[int], None], launch: Launch
 ) -> dict[Path, dict | BaseException]:
-    gpus = torch.cuda.device_count()
+    gpus = 0 if launch.device == "cpu" else torch.cuda.device_count()
     threads = max(1, cores() // workers)
     context = get_context("spawn")
     turn = context.Value("i", 0)

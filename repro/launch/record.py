@@ -41,7 +41,8 @@ def model_identity(policy: Policy) -> dict:
     digest, count = hashlib.sha256(), 0
     for name, parameter in sorted(base.named_parameters()):
         if ".lora_" not in name:
-            count += parameter.numel()
+            packed = getattr(parameter, "quant_state", None)  # of 4-bit weights, two in a byte
+            count += parameter.numel() if packed is None else packed.shape.numel()
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
             digest.update(some.float().cpu().numpy().tobytes())
     return {"parameters": count, "type": base.config.model_type, "hash": digest.hexdigest()[:16]}

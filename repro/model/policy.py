@@ -30,8 +30,15 @@ PLAIN_TEMPLATE = (  # for base models without a chat template
 
 
 def pick_device() -> torch.device:
-    """The current GPU with its index, which some of CUDA's queries insist on, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The current GPU with its index, which some of CUDA's queries insist on, or the CPU, as --device says.
+
+    Raises ConfigError for a GPU that isn't there.
+    """
+    if Policy.on == "cpu" or (Policy.on == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no GPU was found; use --device cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def model_source(name: str) -> tuple[str, dict]:
@@ -104,7 +111,8 @@ class Policy:
     copy with merged weights that completions are sampled from (``sampler``).
     """
 
-    merge: ClassVar[str] = "auto"  # as --merge (repro.config.Launch)
+    merge: ClassVar[str] = "auto"  # as --merge and --device (repro.config.Launch)
+    on: ClassVar[str] = "auto"
 
     def __init__(self, config: RunConfig, seed: int = 0, device: torch.device | None = None):
         self.device = device or pick_device()

@@ -30,7 +30,7 @@ class Subject:
 
     def __init__(self, model: str, size: int, seed: int):
         self.policy = Policy(RunConfig(model=model))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.policy.device).manual_seed(seed)
         rng = random.Random(f"profile {seed}")
         raw: dict[str, ArithmeticProblem] = {}
         while len(raw) < size:
@@ -61,7 +61,7 @@ class Subject:
             ids = tokenizer(word, add_special_tokens=False).input_ids[:1]
             with torch.no_grad():
                 logs.append(completion_values(model, [(e, ids) for e in encoded], pad_id=tokenizer.pad_token_id))
-        return torch.sigmoid(logs[0] - logs[1]).numpy()
+        return torch.sigmoid(logs[0] - logs[1]).cpu().numpy()
 
 
 def solving(s: Subject, rows: list) -> list[str]:

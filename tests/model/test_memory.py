@@ -99,6 +99,10 @@ def test_sampling_goes_on_with_fewer_rows(tiny, monkeypatch):
     found = sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
     assert [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
     assert max(sizes) == 9 and sum(size for size in sizes if size <= 2) == 9
+    sizes.clear()
+    assert sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args) == found
+    assert max(sizes) <= 2 and sum(sizes) == 9  # it is remembered
+    repro.model.sampling._room.clear()
     monkeypatch.setattr("repro.model.sampling._decode", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError))
     with pytest.raises(torch.OutOfMemoryError):
         sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
