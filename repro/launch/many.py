@@ -24,6 +24,7 @@ from repro.launch.overview import Overview
 from repro.launch.task import Task
 from repro.launch.track import choose_tracker
 from repro.model.policy import Policy, pick_device
+from repro.model.sampling import Decoding
 
 if TYPE_CHECKING:
     from repro.paper import Paper
@@ -56,6 +57,7 @@ def limit_memory(gigabytes: float) -> None:
 def prepare(launch: Launch) -> None:
     """What holds for all arms of this process."""
     Policy.on = launch.device
+    Decoding.sampler = launch.sampler
     pick_device()
     limit_memory(launch.memory_limit)
     Policy.merge = launch.merge
