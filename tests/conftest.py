@@ -6,6 +6,9 @@ from pathlib import Path
 
 if "--gpu" not in sys.argv:  # tests compare with CPU tensors: a GPU of the machine is used only where it is asked for
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Before torch is imported, and for the processes that tests start: two threads wait for each other at every small
+# product, busily, which takes many times as long once anything else runs on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -17,7 +20,6 @@ from repro.model.policy import Policy
 ROOT = Path(__file__).parent.parent
 TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run
 sys.path.insert(0, str(ROOT))  # tests import papers.nft
-torch.set_num_threads(2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -9,27 +9,35 @@ import torch
 from conftest import perturb
 from pretend_gpu import WrongDevice, on_gpu, pretend
 
-import repro.arm  # noqa: F401, not to be imported on the pretended machine, where names of torch are others
-from repro.cli import load_paper, main, paper_scripts
+import repro.reproduce  # noqa: F401, not to be imported on the pretended machine, where names of torch are others
+from repro.cli import main
 from repro.config import RunConfig
 from repro.model.policy import Policy, pick_device
+from repro.scripts import find_script, load_script, paper_scripts
 
 SMALLEST = {  # as far as a paper has the setting
-    **{"iterations": 1, "prompts": 4, "samples": 4, "train_problems": 32, "max_new_tokens": 40, "monitors": 1},
+    **{"steps": 2, "prompts": 4, "samples": 4, "train_problems": 32, "max_new_tokens": 40, "monitors": 1},
     **{"eval_problems": 2, "eval_samples": 2, "updates": 1, "minibatches": 1, "epochs": 1, "rounds": 1, "turns": 2},
-    **{"dev_problems": 2, "restart_updates": 1, "warmup_problems": 4, "warmup_updates": 1, "sft_steps": 1},
-    **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "completions": 32},
-    **{"verify_iterations": 1, "srt_iterations": 1},
+    **{"dev_problems": 2, "warmup_problems": 4, "warmup_updates": 1, "verify_steps": 1, "batch": 4, "sft_batch": 4},
+    **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
+    **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
-    "nft": {"rft", "rft_weighted", "dr_grpo"},
+    "nft": {"rft", "rft_weighted"},
+    "standard": {"dr_grpo"},
 }
-ARMS = [(name, arm) for name in paper_scripts() for arm in load_paper(name).all_arms if arm not in ALIKE.get(name, ())]
+PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
+ARMS = [
+    (name, arm)
+    for name, paper in PAPERS.items()
+    for arm in paper.arms
+    if arm not in ALIKE.get(name, ()) and not paper.arms[arm].standard
+]
 
 
 @pytest.mark.parametrize(("name", "arm"), ARMS)
 def test_every_arm_keeps_to_the_rules_of_cuda(name: str, arm: str, tmp_path: Path, capsys):
-    own = {field.name for field in dataclasses.fields(load_paper(name).config)}
+    own = {field.name for field in dataclasses.fields(PAPERS[name].config)}
     words = [w for k, v in SMALLEST.items() if k in own for w in (f"--{k.replace('_', '-')}", str(v))]
     with pretend():
         code = main(["run", name, *words, "--arms", arm, "--device", "cuda", "--out", str(tmp_path)])

@@ -181,20 +181,20 @@ def training_batch(policy: Policy, sequences: int, length: int) -> Batch:
     return batch
 
 
-def plain_loss(policy: Policy, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+def plain_loss(policy: Policy, batch: Batch) -> torch.Tensor:
     """The loss of a plain loop: all sequences at once, whole logits, then those of the completion tokens."""
     device = policy.device
     ids, mask = pad([[*p, *c] for p, c in batch.sequences], policy.tokenizer.pad_token_id, device)
-    logits = policy.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
+    logits = policy.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
     logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     place = torch.arange(ids.shape[1] - 1, device=device)
     wanted = torch.stack([place >= ids.shape[1] - 1 - n for n in batch.lengths])
     fields = SimpleNamespace(**{name: value.to(device) for name, value in batch.fields.items()})
-    return grpo_loss(logp[wanted], fields, GRPO()).sum()
+    return (grpo_loss(logp[wanted], fields, GRPO()) * fields.weight).sum()
 
 
-def plain_update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, temperature: float) -> None:
-    plain_loss(policy, batch, temperature).backward()
+def plain_update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    plain_loss(policy, batch).backward()
     torch.nn.utils.clip_grad_norm_(policy.parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -208,7 +208,7 @@ def measure_update(config: RunConfig, mode: str, sequences: int, length: int) ->
     if mode == "ours":
         work = partial(trainer.step, batch, partial(grpo_loss, settings=GRPO()))
     else:
-        work = partial(plain_update, policy, trainer.optimizer, batch, trainer.temperature)
+        work = partial(plain_update, policy, trainer.optimizer, batch)
     with PeakMemory(policy.device) as peak:
         work()
     return {"seconds": seconds(work, policy.device), "bytes": peak.bytes}

@@ -14,7 +14,7 @@ from repro.arm import run_arm
 from repro.bench.plan import kept_bytes, plan
 from repro.cli import main
 from repro.config import RunConfig
-from repro.methods.sft import nll, token_mean
+from repro.methods.sft import nll
 from repro.model.policy import Policy, merged_bytes
 from repro.model.sampling import Decoding, sample
 from repro.model.training import Batch, Trainer, checkpointed_layers
@@ -25,7 +25,6 @@ PAIRS = [([5, 6, 7], [8, 9, 10]), ([4], [10, 11, 12, 13]), ([20] * 9, [21, 22]),
 
 def batch() -> Batch:
     made = Batch(PAIRS)
-    made.fields["weight"] = token_mean(made)
     return made
 
 
@@ -79,7 +78,7 @@ def test_out_of_memory_halves_the_micro_batch_then_checkpoints_then_is_an_error(
     resumed.load_state(trainer.state())
     assert resumed.checkpointed and resumed.tokens_per_batch == 16
     with pytest.raises(torch.OutOfMemoryError):
-        trainer.step(Batch([([5] * 20, [6])], {"weight": torch.ones(1)}), nll)
+        trainer.step(Batch([([5] * 20, [6])], {}), nll)
 
 
 def test_sampling_goes_on_with_fewer_rows(tiny, monkeypatch):
@@ -129,7 +128,7 @@ def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
         assert (policy._sampler is not None) == merged
         assert policy.model.active_adapter == "policy"
     assert all(text == every[0] for every in texts.values() for text in every)
-    assert texts["policy"] != texts[None]
+    assert texts["policy"] != texts["base"]
 
 
 def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
@@ -142,7 +141,7 @@ def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
         preset="tiny",  # the gpu preset wants a GPU
         model=str(folder),
         task="arithmetic",
-        iterations=1,
+        steps=1,
         prompts=2,
         samples=2,
         max_new_tokens=8,
@@ -161,7 +160,7 @@ def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
         patch.setattr(Trainer, "__init__", checkpointed)
         patch.setattr("repro.model.logprobs.CHUNK_ELEMENTS", 320 * 4)
         patch.setattr("repro.run.Run.rewards", lambda self, problems, groups: torch.tensor([[1.0, 0.0]] * 2))
-        result = run_arm(PAPER, config, "grpo", 0, str(tmp_path / "runs"))
+        result = run_arm(PAPER, config, "nft", 0, str(tmp_path / "runs"))
     assert result["status"] == "ok" and result["budget"]["optimizer_steps"] > 0
     assert json.loads(json.dumps(result["history"]))[0]["loss"] is not None
 
