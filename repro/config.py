@@ -150,6 +150,9 @@ class Launch:
     """GB of GPU memory that a process may use; 0: all. What doesn't fit is made smaller, and a line says how."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: the GPU if there is one, but the CPU for the preset tiny: its model is too small for a GPU."""
+    sampler: Literal["auto", "shared", "static"] = "auto"
+    """shared: samples that agree share a row. static: slots and CUDA graphs. auto: static on a GPU. Random numbers
+    differ between them, as between devices."""
     merge: Literal["auto", "always", "never"] = "auto"
     """Sample from a plain copy with the adapter merged in, or through base and adapter; auto: the copy if it fits."""
 

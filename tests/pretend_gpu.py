@@ -167,9 +167,9 @@ class Names(TorchFunctionMode):
         device = None if device is None else torch.device(device)
         if device is not None and device.type == "cuda":
             kwargs = kwargs | {"device": CPU}
-        if func in (torch.tensor, torch.as_tensor) and device is not None and device.type == "cuda":
-            self.operators.waits["upload", place()] += 1
         out = func(*args, **kwargs)
+        if func in (torch.tensor, torch.as_tensor) and device is not None and device.type == "cuda" and out.numel():
+            self.operators.waits["upload", place()] += 1
         if device is not None and device.type != "meta":
             for t in tensors(out):
                 label(t, device.type == "cuda")

@@ -21,6 +21,7 @@ from repro.launch.overview import Overview
 from repro.launch.task import Task
 from repro.launch.track import choose_tracker
 from repro.model.policy import Policy, pick_device
+from repro.model.sampling import Decoding
 
 Work = Callable[..., dict]
 
@@ -50,6 +51,7 @@ def limit_memory(gigabytes: float) -> None:
 def prepare(launch: Launch) -> None:
     """What holds for all arms of this process."""
     Policy.on = launch.device
+    Decoding.sampler = launch.sampler
     pick_device()
     limit_memory(launch.memory_limit)
     Policy.merge = launch.merge

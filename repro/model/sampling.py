@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from repro.model.cache import RoomyLayer, sees_all
+from repro.config import ConfigError
+from repro.model import static
+from repro.model.attention import is_plain, sees_all
+from repro.model.cache import RoomyLayer
 from repro.model.logprobs import lm_head, pad
 
 _room: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()  # tokens side by side, where more were too many
@@ -44,6 +48,8 @@ class Completion:
 @dataclass(frozen=True)
 class Decoding:
     """How to sample. temperature 0 is greedy."""
+
+    sampler: ClassVar[str] = "auto"  # as --sampler (repro.config.Launch)
 
     temperature: float = 1.0
     max_new_tokens: int = 256
@@ -207,6 +213,41 @@ def _decode_in_memory(
     return [*_decode_in_memory(model, prompts, half, *rest), *_decode_in_memory(model, prompts, samples - half, *rest)]
 
 
+def _in_slots(model: PreTrainedModel) -> bool:
+    """Whether completions are sampled in slots of static shape: on a GPU where the model lets us, or as asked."""
+    if Decoding.sampler == "static" and not is_plain(model):
+        raise ConfigError(f"--sampler static: not for models of type {model.config.model_type}; use --sampler shared")
+    return Decoding.sampler == "static" or (
+        Decoding.sampler == "auto" and model.device.type == "cuda" and is_plain(model)
+    )
+
+
+def _decode_in_slots(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    samples: int,
+    decoding: Decoding,
+    stop: Sequence[int],
+    generator: torch.Generator,
+    rows: int,
+) -> list[tuple[list[int], list[float]]]:
+    """``static.decode``; when memory runs out, or did before at this size, with fewer slots."""
+    length, before = max(map(len, prompts)) + decoding.max_new_tokens, generator.get_state()
+    rows = max(1, min(rows, len(prompts) * samples, _room.get(model, rows * length) // length))
+    while True:
+        try:
+            args = decoding.temperature, decoding.max_new_tokens, stop, generator, rows
+            return static.decode(model, prompts, samples, *args)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        rows //= 2
+        _room[model] = rows * length
+        static.forget()
+        torch.cuda.empty_cache()
+        generator.set_state(before)
+
+
 def sample(
     model: PreTrainedModel,
     tokenizer: object,
@@ -220,20 +261,23 @@ def sample(
     """``samples`` completions of each prompt (token ids), in the order of the prompts.
 
     Prompts of similar length are decoded together, about ``rows`` completions side by side, fewer when memory runs out.
-    Same generator state, same completions.
+    Same generator state, same completions, on a CPU to the last bit. Raises ConfigError where --sampler static can't.
     """
     if model.training:
         raise ValueError("sampling needs a model in eval mode")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    width = max(1, rows // samples)
+    slots = _in_slots(model)
+    width = len(prompts) if slots else max(1, rows // samples)
     stop = torch.tensor(list(stop_ids), device=generator.device)
     ends = set(stop_ids)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), width):
         block = order[start : start + width]
-        decoded = _decode_in_memory(
-            model, [list(prompts[i]) for i in block], samples, decoding, stop, tokenizer, generator
-        )
+        some = [list(prompts[i]) for i in block]
+        if slots:
+            decoded = _decode_in_slots(model, some, samples, decoding, stop_ids, generator, rows)
+        else:
+            decoded = _decode_in_memory(model, some, samples, decoding, stop, tokenizer, generator)
         texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, _ in decoded])
         for k, (ids, logps) in enumerate(decoded):
             i = block[k // samples]
