@@ -311,7 +311,13 @@ PAPER = Paper(
             text="RISE's vote gains more over five turns than that of RFT on first attempts",
             published="in words",
         ),
-        Claim.over("rise_1", "rft", "delta_last", text="RISE rises more over the turns than RFT", published="in words"),
+        Claim.over(
+            "rise_1",
+            "rft",
+            "delta_last",
+            text="RISE rises more from the first turn to the fifth than RFT",
+            published="in words",
+        ),
         Claim.over("rise_1", "rft", "vote@t5", text="RISE's vote over five turns is above RFT's", published="in words"),
         Claim(
             "keeps_first_turn",
