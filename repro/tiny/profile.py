@@ -12,7 +12,7 @@ import torch
 
 from repro.config import RunConfig
 from repro.model.logprobs import completion_values
-from repro.model.policy import Policy
+from repro.model.policy import BASE, Policy
 from repro.model.sampling import Completion, Decoding, sample
 from repro.results.metrics import auroc, pass_at_k
 from repro.results.tables import markdown
@@ -43,7 +43,7 @@ class Subject:
     def ask(self, chats: Sequence[Chat], samples: int = 1, temperature: float = 1.0) -> list[list[Completion]]:
         encoded = [self.policy.encode(chat) for chat in chats]
         decoding = Decoding(temperature=temperature, max_new_tokens=128)
-        model = self.policy.sampler(None)
+        model = self.policy.sampler(BASE)
         return sample(model, self.policy.tokenizer, encoded, samples, decoding, self.policy.stop_ids, self.generator)
 
     def texts(self, chats: Sequence[Chat], temperature: float = 1.0) -> list[str]:
@@ -54,7 +54,7 @@ class Subject:
 
     def verdict_probability(self, chats: Sequence[Chat]) -> np.ndarray:
         """P(Yes) / (P(Yes) + P(No)) as the first token."""
-        tokenizer, model = self.policy.tokenizer, self.policy.sampler(None)
+        tokenizer, model = self.policy.tokenizer, self.policy.sampler(BASE)
         encoded = [self.policy.encode(chat) for chat in chats]
         logs = []
         for word in ("Yes", "No"):

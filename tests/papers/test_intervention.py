@@ -256,11 +256,11 @@ def test_stopped_in_each_stage_it_ends_as_without_a_stop(finished, tmp_path, mon
     out, results = finished
     work, calls = Run.update, []
 
-    def failing(self, *args):
+    def failing(self, *args, **more):
         calls.append(1)
         if len(calls) in (2, 5):  # within fine-tuning, within RL
             raise KeyboardInterrupt
-        work(self, *args)
+        work(self, *args, **more)
 
     monkeypatch.setattr(Run, "update", failing)
     for _ in range(2):
