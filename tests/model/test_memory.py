@@ -15,7 +15,7 @@ from repro.bench.plan import kept_bytes, plan
 from repro.cli import main
 from repro.config import RunConfig
 from repro.methods.sft import nll
-from repro.model.policy import Policy, merged_bytes
+from repro.model.policy import BASE, POLICY, Policy, merged_bytes
 from repro.model.sampling import Decoding, sample
 from repro.model.training import Batch, Trainer, checkpointed_layers
 from repro.tiny import MODEL
@@ -121,7 +121,7 @@ def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
         monkeypatch.setattr(Policy, "_merged_fits", lambda self, fits=fits: fits)
         prompts = [policy.encode([{"role": "user", "content": f"Compute {n}+5."}]) for n in (1, 23)]
         args = Decoding(temperature=0.0, max_new_tokens=24), policy.stop_ids, torch.Generator()
-        for adapter in ("policy", "old", None):
+        for adapter in (POLICY, "old", BASE):
             with policy.sampling(adapter) as model:
                 groups = sample(model, policy.tokenizer, prompts, 1, *args)
             texts.setdefault(adapter, []).append([c.text for group in groups for c in group])
