@@ -40,7 +40,7 @@ from repro.config import ConfigError
 from repro.launch.storage import write_atomically
 from repro.methods.sft import draws, nll, solution_batch
 from repro.model.sampling import Completion
-from repro.model.training import Reading, cosine
+from repro.model.training import cosine
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
@@ -206,7 +206,7 @@ def warm_up(run: Run, config: Config) -> None:
     run.trainer.new_optimizer(config.learning_rate)
     for update, chosen in enumerate(draws(len(written), config.warmup_updates, config.batch_size, rng)):
         run.trainer.learning_rate = config.learning_rate * cosine(update, config.warmup_updates, config.final_rate)
-        run.trainer.step(solution_batch(run, [written[i] for i in chosen]), Reading(), nll)
+        run.trainer.step(solution_batch(run, [written[i] for i in chosen]), nll)
 
 
 def improve(run: Run, config: Config, pool: Pool, threshold: float, step: int, restart: bool, cap: int) -> None:

@@ -76,7 +76,7 @@ class Config(RunConfig):
     """Optimiser steps of each fine-tuning from the base, as many as RFT takes (paper: epochs)."""
     batch: int = 32
     """Examples per optimiser step, as many as RFT's (code: 64)."""
-    turn_problems: int = 192
+    turn_problems: int = 160
     """Problems of the evaluation that are tried over five turns, each from five of its first attempts."""
 
     PRESETS = {  # noqa: RUF012

@@ -61,7 +61,9 @@ class Claim:
     ) -> Claim:
         """The claim that one arm ends above another in a metric; ``than``: above another metric of it."""
         named = "" if metric == "accuracy" else f"_{metric}" + f"_{than}" * bool(than)
-        told = text or f"{left} ends above {right}" + ("" if metric == "accuracy" else f" ({metric})")
+        points = -100 * more.get("threshold", 0.0)
+        says = f"is not worse by more than {points:g} points than" if points > 0 else "ends above"
+        told = text or f"{left} {says} {right}" + ("" if metric == "accuracy" else f" ({metric})")
         return cls(f"{left}_over_{right}{named}", told, (left, metric), (right, than or metric), **more)
 
 

@@ -16,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from repro.config import RunConfig
 from repro.model.policy import Policy
+from repro.model.sampling import Decoding
 
 ROOT = Path(__file__).parent.parent
 TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run
@@ -63,3 +64,10 @@ def perturb(policy: Policy, scale: float = 0.02, seed: int = 0) -> None:
     with torch.no_grad():
         for p in policy.parameters:
             p.add_(torch.randn(p.shape, generator=generator) * scale)
+
+
+@pytest.fixture(autouse=True)
+def launched_anew(monkeypatch):
+    """What a command sets for its whole process (device, merge, sampler) ends with the test."""
+    for owner, name in ((Policy, "on"), (Policy, "merge"), (Decoding, "sampler")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))

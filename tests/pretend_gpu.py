@@ -207,10 +207,10 @@ class Names(TorchFunctionMode):
         copy.untyped_storage().pinned = True
         return copy
 
-    def to_numpy(self, tensor: Tensor, *args, **kwargs):
+    def to_numpy(self, tensor: Tensor, dtype=None):
         if on_gpu(tensor):
             raise WrongDevice(f"numpy of a GPU tensor at {place()}")
-        return tensor.numpy(*args, **kwargs)
+        return tensor.numpy() if dtype is None else tensor.numpy().astype(dtype)
 
     def tolist(self, tensor: Tensor) -> list:
         if on_gpu(tensor):

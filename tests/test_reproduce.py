@@ -1,6 +1,7 @@
 """The commands that run papers: one and several, seeds up to a look, and the skeleton of a new one."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def test_the_skeleton_runs_at_once(tmp_path, monkeypatch):
     done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and '"paper": "one_more"' in done.stdout.splitlines()[-1], done.stderr
     test = tmp_path / "tests" / "papers" / "test_one_more.py"
-    environment = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "PATH": "", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
     words = [sys.executable, "-m", "pytest", "-q", "--rootdir", str(tmp_path), str(test)]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout
