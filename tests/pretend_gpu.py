@@ -276,6 +276,7 @@ def pretend(memory: int = MEMORY) -> Iterator[Counter]:
         "torch.cuda.synchronize": lambda device=None: waits.update([("synchronize", place())]),
         "torch.cuda.get_device_properties": lambda device=None: properties,
         "torch.cuda.get_device_name": lambda device=None: properties.name,
+        "torch.cuda.set_sync_debug_mode": lambda mode: None,
         "torch._C._cuda_getMemoryFraction": lambda index: 1.0,
         "torch.Generator": Generator,
         "torch.autocast": Autocast,

@@ -24,6 +24,8 @@ SMALLEST = {  # as far as a paper has the setting
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
+    "rise": {"rise_unweighted"},
+    "b_star": {"online_rft_t0.6", "online_rft_t1.4"},
     "standard": {"dr_grpo"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
