@@ -25,6 +25,7 @@ USAGE = """repro: papers on self-improving language models, run and measured
   repro site --out DIR          all results as static pages   [--results FOLDER]
   repro samples FOLDER          some rollouts of a run with rewards, unlikely tokens coloured   [--step N] [--reward R]
   repro bench                   speed and memory of sampling and training against plain baselines (repro bench --help)
+  repro selftest --gpu          what a GPU does with the kit, as one JSON document (25 minutes; repro selftest --help)
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)
   repro fetch smol              install the model of the preset smol, SmolLM2-135M-Instruct
 """
@@ -40,6 +41,7 @@ VERBS = {  # where each is done: a function of the words behind it that returns 
     "site": "repro.results.verbs:site",
     "samples": "repro.launch.samples:main",
     "bench": "repro.bench.bench:main",
+    "selftest": "repro.bench.selftest:main",
     "verify": "repro.verify.cli:main",
     "fetch": "repro.model.fetch:main",
 }

@@ -219,6 +219,17 @@ class Names(TorchFunctionMode):
             return tensor.tolist()
 
 
+class Graph:
+    """What stands for a CUDA graph: the step itself, each time anew."""
+
+    def __init__(self, step, pool):
+        self.graph, self.step, self.replayed = SimpleNamespace(pool=lambda: None), step, 0
+
+    def replay(self) -> None:
+        self.replayed += 1
+        self.step()
+
+
 class Autocast(torch.autocast):
     """The CPU's in place of the GPU's."""
 
@@ -265,9 +276,11 @@ def pretend(memory: int = MEMORY) -> Iterator[Counter]:
         "torch.cuda.synchronize": lambda device=None: waits.update([("synchronize", place())]),
         "torch.cuda.get_device_properties": lambda device=None: properties,
         "torch.cuda.get_device_name": lambda device=None: properties.name,
+        "torch.cuda.set_sync_debug_mode": lambda mode: None,
         "torch._C._cuda_getMemoryFraction": lambda index: 1.0,
         "torch.Generator": Generator,
         "torch.autocast": Autocast,
+        "repro.model.static.Graph": Graph,
         "torch.is_autocast_enabled": lambda kind=None: enabled(*(("cpu" if kind == "cuda" else kind,) if kind else ())),
         "torch.random.fork_rng": lambda *args, fork=torch.random.fork_rng, **kwargs: fork(devices=[]),
     }

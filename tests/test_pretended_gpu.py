@@ -24,6 +24,8 @@ SMALLEST = {  # as far as a paper has the setting
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
+    "rise": {"rise_unweighted"},
+    "b_star": {"online_rft_t0.6", "online_rft_t1.4"},
     "standard": {"dr_grpo"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
@@ -39,6 +41,7 @@ ARMS = [
 def test_every_arm_keeps_to_the_rules_of_cuda(name: str, arm: str, tmp_path: Path, capsys):
     own = {field.name for field in dataclasses.fields(PAPERS[name].config)}
     words = [w for k, v in SMALLEST.items() if k in own for w in (f"--{k.replace('_', '-')}", str(v))]
+    words += ["--sampler", "shared" if (name, arm) in ARMS[::4] else "static"]
     with pretend():
         code = main(["run", name, *words, "--arms", arm, "--device", "cuda", "--out", str(tmp_path)])
     assert code == 0, "".join(file.read_text() for file in tmp_path.rglob("error.txt")) or capsys.readouterr().err

@@ -246,6 +246,18 @@ class Policy:
                     self._sampler.get_submodule(name).weight.copy_(weight)
         return self._sampler
 
+    def merged_share(self, adapter: str = POLICY) -> float:
+        """Projection of what the last merge added to the weights on what it should have: below 1 in bfloat16, which
+        drops what is small beside a weight; NaN for an adapter that adds nothing."""
+        base, found, wanted = self.model.get_base_model(), 0.0, 0.0
+        with torch.no_grad():
+            for name, module in base.named_modules():
+                if isinstance(module, LoraLayer):
+                    delta = module.get_delta_weight(adapter).float()
+                    added = self._sampler.get_submodule(name).weight.float() - _dequantised(module.base_layer).float()
+                    found, wanted = found + (added * delta).sum(), wanted + delta.square().sum()
+        return (found / wanted).item()
+
     def _plain_copy(self, base: PreTrainedModel) -> PreTrainedModel:
         config = copy.deepcopy(self._base_config)
         if hasattr(config, "quantization_config"):

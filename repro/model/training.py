@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from repro.model.attention import upload
 from repro.model.logprobs import (
     Divergence,
     TokenFunction,
@@ -22,6 +23,7 @@ from repro.model.logprobs import (
     token_logprob,
 )
 from repro.model.policy import Policy
+from repro.model.static import forget
 
 
 class NonFiniteLoss(RuntimeError):
@@ -79,7 +81,7 @@ class Batch:
         ends = [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
         tokens = torch.cat([torch.arange(ends[r], ends[r + 1]) for r in rows]) if rows else torch.empty(0, dtype=int)
         contexts = None if self.contexts is None else [self.contexts[r] for r in rows]
-        fields = {k: v[tokens] for k, v in self.fields.items()}
+        fields = {k: v[upload(tokens, v.device)] for k, v in self.fields.items()}
         return Batch([self.sequences[r] for r in rows], fields, contexts)
 
     def seen_by_teacher(self) -> list[tuple[Sequence[int], Sequence[int]]]:
@@ -141,7 +143,7 @@ def checkpointed_layers(model: nn.Module) -> Iterator[None]:
     of them, dropout above all, stays as it is.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})  # nothing is random
     for layer in layers:
         layer.training = True
     try:
@@ -188,6 +190,12 @@ class Trainer:
         return torch.cat([pieces[r] for r in range(len(batch.sequences))])
 
     def _forward(self, batch: Batch, reading: Reading) -> torch.Tensor:
+        """On a GPU products with the float32 adapters are in the base's bfloat16: half of what they would keep."""
+        half = self.policy.model.get_input_embeddings().weight.dtype == torch.bfloat16
+        with torch.autocast("cuda", torch.bfloat16, enabled=half and self.policy.device.type == "cuda"):
+            return self._read(batch, reading)
+
+    def _read(self, batch: Batch, reading: Reading) -> torch.Tensor:
         model, pad_id = self.policy.model.get_base_model(), self.policy.tokenizer.pad_token_id
         if not reading.teacher:
             return completion_values(model, batch.sequences, reading.function, reading.temperature, pad_id)
@@ -220,7 +228,9 @@ class Trainer:
                 break
             except torch.OutOfMemoryError:
                 longest = max(map(batch.size, range(len(batch.sequences)))) * together
-                if self.tokens_per_batch > longest:
+                if forget():
+                    self.say("out of memory: from now on the sampler gives its slots back after each rollout")
+                elif self.tokens_per_batch > longest:
                     self.tokens_per_batch = max(self.tokens_per_batch // 2, longest)
                 elif not self.checkpointed:
                     self.tokens_per_batch, self.checkpointed = self.budget, True
@@ -243,18 +253,18 @@ class Trainer:
 
     def _accumulate(self, batch: Batch, loss: TokenLoss, reading: Reading, together: int) -> float:
         self.optimizer.zero_grad()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.policy.device)  # read once: the host runs ahead
         for rows in batch.micro_batches(self.tokens_per_batch, together):
             part = batch.select(rows)
             with checkpointed_layers(self.policy.model) if self.checkpointed else nullcontext():
                 values = self._forward(part, reading)
-            fields = {k: v.to(values.device) for k, v in part.fields.items()}
-            row = torch.arange(len(rows)).repeat_interleave(torch.tensor(part.lengths)).to(values.device)
+            fields = {k: v if v.is_cuda else upload(v, values.device) for k, v in part.fields.items()}
+            row = upload(torch.arange(len(rows)).repeat_interleave(torch.tensor(part.lengths)), values.device)
             losses = loss(values, SimpleNamespace(row=row, **fields))
             result = (losses * fields["weight"] if losses.shape == row.shape else losses).sum()
             result.backward()
-            total += result.item()
-        return total
+            total += result.detach()
+        return total.item()
 
     def state(self) -> dict:
         """What a checkpoint keeps."""

@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from papers.nft import PAPER, Config
 from repro.arm import run_arm
-from repro.bench.plan import kept_bytes, plan
+from repro.bench.plan import GIB, kept_bytes, plan
 from repro.cli import main
 from repro.config import RunConfig
 from repro.methods.sft import nll
-from repro.model.policy import Policy, merged_bytes
+from repro.model.policy import BASE, POLICY, Policy, merged_bytes
 from repro.model.sampling import Decoding, sample
 from repro.model.training import Batch, Trainer, checkpointed_layers
 from repro.tiny import MODEL
@@ -121,7 +121,7 @@ def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
         monkeypatch.setattr(Policy, "_merged_fits", lambda self, fits=fits: fits)
         prompts = [policy.encode([{"role": "user", "content": f"Compute {n}+5."}]) for n in (1, 23)]
         args = Decoding(temperature=0.0, max_new_tokens=24), policy.stop_ids, torch.Generator()
-        for adapter in ("policy", "old", "base"):
+        for adapter in (POLICY, "old", BASE):
             with policy.sampling(adapter) as model:
                 groups = sample(model, policy.tokenizer, prompts, 1, *args)
             texts.setdefault(adapter, []).append([c.text for group in groups for c in group])
@@ -223,3 +223,25 @@ def test_what_fits_grows_with_the_card(capsys, tmp_path):
     assert [f["merged_copy"] for f in found] == [False, False, True]
     assert main(["bench", "--plan", str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.startswith("repro: --model")
+
+
+@pytest.mark.parametrize(("memory", "tokens", "checkpointed"), [(8, 4096, True), (12, 1024, False), (16, 2048, False)])
+def test_smaller_cards_come_to_smaller_micro_batches(memory, tokens, checkpointed, tmp_path):
+    """Qwen2.5-1.5B with the preset gpu; a card of 24 GB has room for its micro-batches as they are."""
+    Qwen2Config(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    preset = RunConfig.for_preset("gpu")
+    found, longest = plan(dataclasses.replace(preset, model=str(tmp_path))), preset.max_new_tokens + 256
+    assert found.micro_batch(24 * GIB, preset.tokens_per_batch, longest) == (preset.tokens_per_batch, False)
+    assert found.micro_batch(memory * GIB, preset.tokens_per_batch, longest) == (tokens, checkpointed)
+    kept = found.kept_checkpointed if checkpointed else found.kept
+    assert longest <= tokens and found.resident(memory * GIB)[0] + tokens * kept < memory * GIB
+    assert found.rows(memory * GIB, longest) >= preset.rows_per_batch
+    assert found.micro_batch(2 * GIB, preset.tokens_per_batch, longest) == (0, True)
