@@ -134,4 +134,5 @@ class Paper:
             "arms": [{"name": n, "standard": a.standard, "by_name": a.by_name} for n, a in self.arms.items()],
             "claims": [asdict(claim) for claim in self.claims],
             "panels": [asdict(panel) for panel in self.panels],
+            "digests": {preset: self.config.for_preset(preset).digest() for preset in RunConfig.PRESETS},
         }

@@ -42,11 +42,14 @@ def renew(results: Path, cards: dict[str, dict] | None = None, draw: bool = True
     for file in sorted(results.glob("*/*.jsonl")):
         slug, preset = file.parent.name, file.stem
         before = stored.get((slug, preset))
-        card = (cards or {}).get(slug) or (before and before["card"])
+        own, card = load_rows(file), (cards or {}).get(slug)
+        if before and card and card["digests"][preset] not in {row["digest"] for row in own}:
+            card = None  # rows of other settings than today's keep the declaration that they were made with
+        card = card or (before and before["card"])
         if slug == "standard" or card is None:
             continue
         kit = results / "standard" / file.name
-        rows = merged(card, load_rows(file) + (load_rows(kit) if kit.exists() else []))
+        rows = merged(card, own + (load_rows(kit) if kit.exists() else []))
         if not rows:
             continue
         card = json.loads(json.dumps(card))

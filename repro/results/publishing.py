@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def publish_paper(paper: Paper, runs: Path, results: Path) -> list[dict]:
     """Put a paper's finished rows with default settings, and the kit's that they refer to, into a folder of results.
 
-    Of an arm that is published again with other settings the old rows leave. Returns the paper's summaries. Raises
+    Old rows of the preset that were made with other settings leave. Returns the paper's summaries. Raises
     ConfigError for rows that uncommitted code has made, and where there is none.
     """
     if paper.slug == "standard":
@@ -40,9 +40,8 @@ def publish_paper(paper: Paper, runs: Path, results: Path) -> list[dict]:
             raise ConfigError(f"{len(changed)} {preset} runs were made with uncommitted code; commit and run again")
     with locked(results):
         for preset, mine in own.items():
-            now = {row["arm"]: row["digest"] for row in mine}
             file = results / paper.slug / f"{preset}.jsonl"
-            add_rows(file, mine, lambda row, now=now: now.get(row["arm"], row["digest"]) == row["digest"])
+            add_rows(file, mine, lambda row, digest=mine[0]["digest"]: row["digest"] == digest)
             if shared[preset]:
                 used = _used(results, preset)
                 add_rows(

@@ -133,7 +133,18 @@ def test_rows_of_changed_settings_leave_with_the_new_ones(tmp_path):
     put(runs, [row("new", 3, [0.0] * 4, digest=now)])
     publish_paper(replace(PAPER, config=Changed), runs, results)
     found = [(r["arm"], r["seed"], r["digest"]) for r in load_rows(results / "x" / "tiny.jsonl")]
-    assert found == [("base", 0, DEFAULT), ("base", 1, DEFAULT), ("new", 3, now)]
+    assert found == [("new", 3, now)]  # one table, one set of settings
+
+
+def test_rows_of_other_settings_keep_the_declaration_that_they_were_made_with(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    put(runs, [r for arm, mean in (("base", 0.4), ("new", 0.6)) for r in drawn(arm, 2, mean, digest=DEFAULT)])
+    publish_paper(PAPER, runs, results)
+    later = PAPER.card() | {"title": "Another title"}
+    (summary,) = renew(results, {"x": later | {"digests": {"tiny": "11111111"}}}, draw=False)
+    assert summary["card"]["title"] == PAPER.title
+    (summary,) = renew(results, {"x": later}, draw=False)
+    assert summary["card"]["title"] == "Another title"
 
 
 def test_publish_takes_the_kits_rows_that_the_paper_refers_to(tmp_path):
