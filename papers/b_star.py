@@ -1,10 +1,10 @@
 """B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Reasoners. Weihao Zeng, Yuzhen Huang,
 Lulu Zhao, Yijun Wang, Zifei Shan, Junxian He, arXiv 2412.17256, ICLR 2025.
 
-Idea. What self-training can still gain depends on exploration (does the policy find several different right
-solutions?) and exploitation (does the reward tell them from wrong ones?). Both move while the policy trains. The
-balance score measures them together: enough right solutions per problem, few wrong ones among those selected. In every
-round B-STaR takes the sampling temperature and the reward threshold that score highest on a part of the problems.
+Idea. What self-training can still gain depends on exploration (does the policy find several right solutions?) and
+exploitation (does the reward tell them from wrong ones?), and both move. The balance score measures them together:
+enough right solutions per problem, few wrong ones among those selected. In every round B-STaR takes the sampling
+temperature and the reward threshold that score highest on a part of the problems.
 
 Reproduced. warm (the base of the other arms), STaR (one solution per problem, from warm each time), ReST-EM (all, from
 warm each time), online RFT at every temperature of the grid, and B-STaR, with both monitors in every round. By name:
@@ -13,17 +13,16 @@ online_rft_process (the combined reward at tau = 0) and b_star_temperature (answ
 How this differs from the paper and why.
 - Process reward: the kit's base as verifier, 2 P(Yes) - 1 for the whole solution, in place of a trained model's minimum
   over steps. It stays within [-1, 1], so that no wrong answer outranks a right one.
-- warm is a short supervised warm-up of the base, as the paper starts from one, on its own samples in two orders of a+b
-  and a*b: the built-in model writes a right solution in one way only otherwise, and there would be nothing to explore.
-- The search is paid for. All arms draw the protocol's completions; those without a search draw more per problem.
-- Solutions without an answer are dropped, as in the code; that those which go on after it are dropped too is ours.
-- New problems in each round, no reference solutions in the pool, a fixed cap per problem; STaR has no hints, since
-  they would bring in references that no other arm sees.
+- warm is a short supervised warm-up of the base (as in the paper) on its own samples in two orders of a+b and a*b: the
+  built-in model writes a right solution in one way only, and there would be nothing to explore.
+- The search is paid for: all arms draw the protocol's completions, those without a search more per problem.
+- Solutions without an answer are dropped, as in the code; those which go on after it too (ours).
+- New problems in each round, no reference solutions in the pool, a fixed cap per problem; STaR has no hints, which
+  would bring in references that no other arm sees.
 - STaR and ReST-EM make twice as many updates a round, from warm each time; those of the online arms add up.
 
 Commands.
-    repro run b_star                               # tiny model, seed 0
-    repro run b_star --seeds 5                     # with intervals over seeds
+    repro run b_star                               # tiny model, seed 0; --seeds 5: with intervals
     repro run b_star --preset gpu                  # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
 
@@ -42,7 +41,6 @@ from repro.methods.sft import draws, nll, solution_batch
 from repro.model.sampling import Completion
 from repro.model.training import cosine
 from repro.tasks import prompts
-from repro.tasks.problem import Problem
 
 
 @dataclass(frozen=True)
@@ -78,9 +76,6 @@ class Config(RunConfig):
     }
 
 
-# --- the paper's rewards and its balance score ----------------------------------------------------------------------
-
-
 def combined_reward(right: torch.Tensor, process: torch.Tensor) -> torch.Tensor:
     """r(x, y) = 1[right] + process / 5, any shape; float64, as 1 / 5 in float32 is above a threshold of 0.2."""
     return right.double() + process.double() / 5
@@ -88,11 +83,9 @@ def combined_reward(right: torch.Tensor, process: torch.Tensor) -> torch.Tensor:
 
 def select(texts: list[str], rewards: list[float], threshold: float, cap: int) -> list[int]:
     """One problem's samples with r > tau, best first, at most ``cap`` distinct ones (code: duplicates count)."""
-    chosen: dict[str, int] = {}
-    for i in sorted(range(len(texts)), key=lambda i: -rewards[i]):  # stable: the first of equals stays
-        if rewards[i] > threshold:
-            chosen.setdefault(texts[i], i)
-    return list(chosen.values())[:cap]
+    best = sorted((i for i, r in enumerate(rewards) if r > threshold), key=lambda i: -rewards[i])
+    first = {texts[i]: i for i in reversed(best)}  # sorting is stable: the first of equals stays
+    return [i for i in best if first[texts[i]] == i][:cap]
 
 
 def balance_score(selected: int, right: int, n_star: int) -> float:
@@ -114,11 +107,8 @@ class Pool(Rollouts):
     def balance(self, threshold: float, config: Config) -> float:
         """Mean balance score over all problems."""
         rows = self.selected(threshold, config.per_problem)
-        right = [int(r[chosen].sum()) for r, chosen in zip(self.rewards, rows, strict=True)]
-        return sum(balance_score(len(n), k, config.n_star) for n, k in zip(rows, right, strict=True)) / len(rows)
-
-
-# --- sampling and training ------------------------------------------------------------------------------------------
+        counts = ((len(chosen), int(r[chosen].sum())) for r, chosen in zip(self.rewards, rows, strict=True))
+        return sum(balance_score(n, right, config.n_star) for n, right in counts) / len(rows)
 
 
 def complete(completion: Completion) -> bool:
@@ -137,7 +127,7 @@ def process_reward(run: Run, rollouts: Rollouts) -> torch.Tensor:
     return torch.tensor([[score[i, c.text] for c in group] for i, group in enumerate(rollouts.completions)])
 
 
-def draw(run: Run, problems: list[Problem], samples: int, temperature: float, process: bool) -> Pool:
+def draw(run: Run, problems: list, samples: int, temperature: float, process: bool) -> Pool:
     """Sample and reward; without ``process`` the reward is the answer alone."""
     completions = run.sample([prompts.solve(p) for p in problems], samples, temperature)
     ends = torch.tensor([[complete(c) for c in group] for group in completions])
@@ -151,12 +141,9 @@ def explored(completions: list[Completion], right: list[float]) -> dict[str, flo
     """Exploration on one problem's K samples; pass@K-S: at least S distinct right ones. NaN: no equation to repeat."""
     distinct = len({c.text for c, r in zip(completions, right, strict=True) if r})
     equations = [line for c in completions for line in c.text.split("\n") if "=" in line]
-    return {
-        "pass@K": float(distinct >= 1),
-        "pass@K-2": float(distinct >= 2),
-        "distinct right": float(distinct),
-        "repeated equations": 1 - len(set(equations)) / len(equations) if equations else float("nan"),
-    }
+    repeated = 1 - len(set(equations)) / len(equations) if equations else float("nan")
+    found = {"pass@K": distinct >= 1, "pass@K-2": distinct >= 2, "distinct right": distinct}
+    return {name: float(value) for name, value in found.items()} | {"repeated equations": repeated}
 
 
 def monitor(run: Run, config: Config, pool: Pool, temperature: float, threshold: float) -> None:
@@ -179,34 +166,29 @@ def turned_round(text: str, share: float, rng: torch.Generator) -> str:
 
 
 def to_warm(run: Run, config: Config) -> None:
-    """Back to the warmed-up base with a fresh optimiser. An arm that finds no file of this seed makes it."""
+    """Back to the warmed-up base with a fresh optimiser. An arm that finds no file of this seed makes it.
+
+    Supervised, on four forms of own samples, right and wrong ones, or it would teach what the arms are to learn.
+    """
     file = run.folder.parent / f"warmup-seed{run.seed}.pt"
     run.policy.reset()
-    if config.warmup_problems:
-        if not file.exists():
-            warm_up(run, config)
-            write_atomically(file, lambda f: torch.save(run.policy.adapter_state(), f))
-        run.policy.load_adapter_state(torch.load(file, weights_only=True))
     run.trainer.new_optimizer(config.learning_rate)
-
-
-def warm_up(run: Run, config: Config) -> None:
-    """Supervised, on four forms of own samples, right and wrong ones, or it would teach what the arms are to learn."""
-    rng = torch.Generator().manual_seed(run.seed)  # the arms' own generators stay as they are
-    generator = torch.Generator(run.policy.device).manual_seed(run.seed)
-    problems = run.problems[-config.warmup_problems :]  # the arms begin with the first ones
-    with run.off_budget():
-        sampled = run.sample([prompts.solve(p) for p in problems], 1, 1.0, generator=generator)
-    written = [
-        replace(problem, solution=turned_round(c.text, 0.5, rng))
-        for problem, (c,) in zip(problems, sampled, strict=True)
-        if complete(c)
-        for _ in range(4)
-    ]
-    run.trainer.new_optimizer(config.learning_rate)
-    for update, chosen in enumerate(draws(len(written), config.warmup_updates, config.batch_size, rng)):
-        run.trainer.learning_rate = config.learning_rate * cosine(update, config.warmup_updates, config.final_rate)
-        run.trainer.step(solution_batch(run, [written[i] for i in chosen]), nll)
+    if not config.warmup_problems:
+        return
+    if not file.exists():
+        rng = torch.Generator().manual_seed(run.seed)  # the arms' own generators stay as they are
+        generator = torch.Generator(run.policy.device).manual_seed(run.seed)
+        problems = run.problems[-config.warmup_problems :]  # the arms begin with the first ones
+        with run.off_budget():
+            sampled = run.sample([prompts.solve(p) for p in problems], 1, 1.0, generator=generator)
+        own = [replace(p, solution=c.text) for p, (c,) in zip(problems, sampled, strict=True) if complete(c)]
+        written = [replace(p, solution=turned_round(p.solution, 0.5, rng)) for p in own for _ in range(4)]
+        for update, chosen in enumerate(draws(len(written), config.warmup_updates, config.batch_size, rng)):
+            run.trainer.learning_rate = config.learning_rate * cosine(update, config.warmup_updates, config.final_rate)
+            run.trainer.step(solution_batch(run, [written[i] for i in chosen]), nll)
+        write_atomically(file, lambda f: torch.save(run.policy.adapter_state(), f))
+        run.trainer.new_optimizer(config.learning_rate)
+    run.policy.load_adapter_state(torch.load(file, weights_only=True))
 
 
 def improve(run: Run, config: Config, pool: Pool, threshold: float, step: int, restart: bool, cap: int) -> None:
@@ -237,20 +219,9 @@ def shape(config: Config) -> tuple[int, int]:
 
 
 def warm(run: Run, config: Config) -> None:
-    """What all other arms of a seed start from."""
+    """What all other arms of a seed start from: one step without an update."""
     for _ in run.stage("warm", 1, begin=partial(to_warm, run, config)):
         pass
-
-
-def fixed(
-    run: Run, config: Config, temperature: float = 1.0, process: bool = False, restart: bool = False, cap: int = 0
-) -> None:
-    """The loop with one temperature and tau = 0 throughout: with the answer alone, that keeps what is right."""
-    problems, samples = shape(config)
-    for step in run.stage("train", config.rounds, begin=partial(to_warm, run, config)):
-        pool = draw(run, run.next_problems(problems), samples, temperature, process)
-        monitor(run, config, pool, temperature, 0.0)
-        improve(run, config, pool, 0.0, step, restart, cap or config.per_problem)
 
 
 def choose(pools: dict[float, Pool], config: Config) -> tuple[float, float, dict[float, float]]:
@@ -260,45 +231,50 @@ def choose(pools: dict[float, Pool], config: Config) -> tuple[float, float, dict
     return temperature, threshold, {t: max(table[t, tau] for tau in config.thresholds) for t in pools}
 
 
-def b_star(run: Run, config: Config, process: bool = True) -> None:
-    """Section 3 of the paper: choose the setting on a part of the problems, sample the others, improve."""
-    count, _ = shape(config)
+def b_star(run: Run, config: Config, process: bool = True, fixed: float = 0.0, restart: bool = False, cap: int = 0):
+    """Section 3: choose the setting on a part of the problems, sample the others, improve.
+
+    ``fixed``: this temperature throughout, and tau = 0, which keeps what is right when the answer alone is rewarded.
+    """
+    count, samples = shape(config)
     for step in run.stage("train", config.rounds, begin=partial(to_warm, run, config)):
-        problems = run.next_problems(count)
-        dev, others = problems[: config.dev_problems], problems[config.dev_problems :]
-        pools = {t: draw(run, dev, config.samples, t, process) for t in config.temperatures}
-        temperature, threshold, curve = choose(pools, config)
-        run.log(**{f"balance at T={t}": score for t, score in curve.items()})
-        a, b = pools[temperature], draw(run, others, config.samples, temperature, process)
-        right, score = torch.cat([a.rewards, b.rewards]), torch.cat([a.score, b.score])
-        pool = Pool(problems, a.completions + b.completions, right, score)
+        problems, temperature, threshold = run.next_problems(count), fixed, 0.0
+        if fixed:
+            pool = draw(run, problems, samples, fixed, process)
+        else:
+            dev, others = problems[: config.dev_problems], problems[config.dev_problems :]
+            pools = {t: draw(run, dev, config.samples, t, process) for t in config.temperatures}
+            temperature, threshold, curve = choose(pools, config)
+            run.log(**{f"balance at T={t}": score for t, score in curve.items()})
+            a, b = pools[temperature], draw(run, others, config.samples, temperature, process)
+            right, score = torch.cat([a.rewards, b.rewards]), torch.cat([a.score, b.score])
+            pool = Pool(problems, a.completions + b.completions, right, score)
         monitor(run, config, pool, temperature, threshold)
-        improve(run, config, pool, threshold, step, False, config.per_problem)
+        improve(run, config, pool, threshold, step, restart, cap or config.per_problem)
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Exploration on the samples of the evaluation (temperature 1); first and last values of the course."""
     rows = [explored(g, right) for g, right in zip(rollouts.completions, rollouts.rewards.tolist(), strict=True)]
     repeated = [r["repeated equations"] for r in rows if r["repeated equations"] >= 0]  # not NaN
-    metrics = {
-        "pass@K-2": share([row["pass@K-2"] for row in rows]),
-        "distinct right": number([row["distinct right"] for row in rows]),
-        "repeated equations": share(sum(repeated) / len(repeated) if repeated else float("nan")),
-    }
+    metrics = {"pass@K-2": share([r["pass@K-2"] for r in rows])}
+    metrics["distinct right"] = number([r["distinct right"] for r in rows])
+    metrics["repeated equations"] = share(sum(repeated) / len(repeated) if repeated else float("nan"))
     for name in ("temperature", "threshold", "balance", "repeated equations"):
         course = [row[name] for row in run.history if name in row]
         metrics |= {f"{when} {name}": number(course[i]) for when, i in (("first", 0), ("last", -1)) if course}
     return metrics
 
 
-FIXED = {f"online_rft_t{t}": partial(fixed, temperature=t) for t in Config.temperatures if t != 1.0}
-COURSE = ("online_rft", *FIXED, "b_star")
+online = partial(b_star, process=False, fixed=1.0)
 over = partial(Claim.over, "b_star")
-
-
-def rises(name: str, text: str, arm: str, metric: str, published: str) -> Claim:
-    return Claim(name, text, (arm, f"last {metric}"), (arm, f"first {metric}"), published=published)
-
+FIXED = {f"online_rft_t{t}": partial(online, fixed=t) for t in Config.temperatures if t != 1.0}
+COURSE = ("online_rft", *FIXED, "b_star")
+RISES = (  # from the first round to the last
+    ("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
+    ("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
+    ("fixed_narrows", "At T = 1 equations repeat ever more", "online_rft", "repeated equations", "they do"),
+)
 
 PAPER = Paper(
     slug="b_star",
@@ -309,12 +285,12 @@ PAPER = Paper(
     config=Config,
     arms={
         "warm": warm,
-        "star": partial(fixed, restart=True, cap=1),
-        "rest_em": partial(fixed, restart=True),
-        "online_rft": fixed,
+        "star": partial(online, restart=True, cap=1),
+        "rest_em": partial(online, restart=True),
+        "online_rft": online,
         **FIXED,
         "b_star": b_star,
-        "online_rft_process": Arm(partial(fixed, process=True), by_name=True),
+        "online_rft_process": Arm(partial(online, process=True), by_name=True),
         "b_star_temperature": Arm(partial(b_star, process=False), by_name=True),
     },
     claims=(
@@ -326,9 +302,7 @@ PAPER = Paper(
         over("online_rft", "training distinct right", text="B-STaR's samples have more distinct right solutions"),
         over("online_rft", "pass@K-2", text="B-STaR ends solving more in two ways", published="+4.5, +3.0 (P@32-4)"),
         Claim.over("online_rft", "b_star", "training repeated equations", text="online_rft repeats more equations"),
-        rises("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
-        rises("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
-        rises("fixed_narrows", "At T = 1 equations repeat ever more", "online_rft", "repeated equations", "they do"),
+        *(Claim(n, text, (arm, f"last {m}"), (arm, f"first {m}"), published=p) for n, text, arm, m, p in RISES),
     ),
     published={"warm": "36.6", "rest_em": "46.3", "online_rft": "46.8", "b_star": "53.8"},
     published_setting="Mistral-7B trained on MATH, GSM8K greedy accuracy (warm: SFT)",
