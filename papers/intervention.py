@@ -20,8 +20,7 @@ How this differs from the paper and why.
 - What the base decides (pool, interventions, never-solved problems) is sampled once per seed and charged to each arm.
 
 Commands.
-    repro run int                                  # tiny model, seed 0 (or: repro run intervention)
-    repro run int --seeds 5                        # with intervals over seeds
+    repro run int                                  # tiny model, seed 0; --seeds 5: with intervals (also: intervention)
     repro run int --preset gpu                     # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
 
@@ -75,9 +74,6 @@ class Config(RunConfig):
     }
 
 
-# --- interventions and fine-tuning targets --------------------------------------------------------------------------
-
-
 def step_number(text: str) -> int | None:
     """The number in the last "Step N" (or "Substep N") of a reply, or a reply that is only a number."""
     found = re.findall(r"step\s*(\d+)", text, re.IGNORECASE) or re.findall(r"^\s*(\d+)\s*$", text)
@@ -102,35 +98,26 @@ def guided(example: dict) -> str:
     return "\n".join([*example["prefix"], example["content"]])
 
 
-def target(problem: Problem, example: dict, kind: Target) -> tuple[str, str, bool]:
-    """The text to learn in two parts, prefix and rest, and whether it ends there.
-
-    Prefix + intervention doesn't: with an end token the model would learn to stop in the middle of a solution.
-    """
-    if kind == "reference":
-        return "", problem.solution, True
-    if kind == "terse":
-        return "", "\n".join(prompts.split_steps(problem.solution)[-2:]), True
-    prefix = "".join(f"{step}\n" for step in example["prefix"])
-    if kind == "with_suffix":
-        return prefix, example["content"] + example["suffix"], True
-    return prefix, example["content"], False
-
-
 def target_batch(run: Run, examples: list[dict], kind: Target) -> Batch:
-    """Targets after the problem alone; the field ``share``: each token's in the mean over the trained ones."""
+    """Targets after the problem alone; the field ``share``: each token's in the mean over the trained ones.
+
+    Prefix + intervention has no end token: with one the model would learn to stop in the middle of a solution.
+    """
     tokenizer, pairs, trained = run.policy.tokenizer, [], []
     for example in examples:
-        problem = run.problems[example["problem"]]
-        prefix, rest, ends = target(problem, example, kind)
+        problem, prefix = run.problems[example["problem"]], ""
+        if kind == "reference":
+            rest = problem.solution
+        elif kind == "terse":
+            rest = "\n".join(prompts.split_steps(problem.solution)[-2:])
+        else:
+            prefix = "".join(f"{step}\n" for step in example["prefix"])
+            rest = example["content"] + (example["suffix"] if kind == "with_suffix" else "")
         first, rest = (tokenizer(text, add_special_tokens=False).input_ids for text in (prefix, rest))
-        rest += [tokenizer.eos_token_id] * ends
+        rest += [tokenizer.eos_token_id] * (kind in ("reference", "terse", "with_suffix"))
         pairs.append((run.policy.encode(prompts.solve(problem)), first + rest))
         trained += [float(kind != "no_prefix")] * len(first) + [1.0] * len(rest)
     return Batch(pairs, {"share": torch.tensor(trained) / sum(trained)})
-
-
-# --- the data -------------------------------------------------------------------------------------------------------
 
 
 def unsolved(run: Run, problems: list[Problem], samples: int, seed: int) -> dict[int, list[str]]:
@@ -143,10 +130,9 @@ def unsolved(run: Run, problems: list[Problem], samples: int, seed: int) -> dict
         completions = run.sample([prompts.solve(problems[i]) for i in rows], count, None, BASE, generator)
         right = run.rewards([problems[i] for i in rows], completions).sum(1)
         for i, group, solved in zip(rows, completions, right.tolist(), strict=True):
+            left[i] += [c.text for c in group if not c.truncated]
             if solved:
                 del left[i]
-            else:
-                left[i] += [c.text for c in group if not c.truncated]
         done += count
     return {i: list(dict.fromkeys(texts)) for i, texts in left.items()}
 
@@ -165,20 +151,16 @@ def hard_pool(run: Run, config: Config) -> None:
     run.problems = [run.problems[i] for i in run.kept["pool"]]
 
 
-def propose(run: Run, pairs: list[tuple[Problem, str]], generator: torch.Generator) -> tuple[list[dict | None], dict]:
+def propose(run: Run, pairs: list[tuple[Problem, str]], generator: torch.Generator) -> tuple[dict[int, dict], dict]:
     """The base compares each attempt with the reference, names the first wrong step and writes one in its place."""
     chats = [prompts.find_error(problem, attempt) for problem, attempt in pairs]
     named = [step_number(c.text) for (c,) in run.sample(chats, 1, None, BASE, generator)]
     usable = [i for i, n in enumerate(named) if n is not None and intervene(pairs[i][1], n, "?")]
-    asked = [prompts.correct_step(chats[i], named[i]) for i in usable]
-    proposals: list[dict | None] = [None] * len(pairs)
-    leaked = 0
-    for i, (reply,) in zip(usable, run.sample(asked, 1, None, BASE, generator), strict=True):
-        content = " ".join(reply.text.split())  # one line, one step
-        if leaks(content, pairs[i][0].answer):
-            leaked += 1
-        else:
-            proposals[i] = intervene(pairs[i][1], named[i], content)
+    replies = run.sample([prompts.correct_step(chats[i], named[i]) for i in usable], 1, None, BASE, generator)
+    steps = {i: " ".join(c.text.split()) for i, (c,) in zip(usable, replies, strict=True)}  # one line, one step
+    clean = {i: step for i, step in steps.items() if not leaks(step, pairs[i][0].answer)}
+    proposals = {i: p for i, step in clean.items() if (p := intervene(pairs[i][1], named[i], step))}
+    leaked = len(steps) - len(clean)
     return proposals, {"parse rate": len(usable) / max(1, len(pairs)), "leak rate": leaked / max(1, len(usable))}
 
 
@@ -187,7 +169,7 @@ def interventions(run: Run, config: Config) -> dict:
     generator = torch.Generator(run.policy.device).manual_seed(1_000 + run.seed)
     pairs = [(i, a) for i, attempts in enumerate(run.kept["attempts"]) for a in attempts[: config.attempts]]
     proposals, measured = propose(run, [(run.problems[i], a) for i, a in pairs], generator)
-    examples = [{"problem": i, **p} for (i, _), p in zip(pairs, proposals, strict=True) if p]
+    examples = [{"problem": pairs[i][0], **p} for i, p in proposals.items()]
     problems = [run.problems[e["problem"]] for e in examples]
     chats = [prompts.go_on(prompts.solve(p), guided(e)) for p, e in zip(problems, examples, strict=True)]
     completions = run.sample(chats, config.continuations, None, BASE, generator)
@@ -211,7 +193,7 @@ def intervention_examples(run: Run, config: Config, filtered: bool) -> list[dict
     return run.kept["examples"]
 
 
-# --- the arms and their evaluation ------------------------------------------------------------------------------------
+# --- the arms and their evaluation ----------------------------------------------------------------------------------
 
 
 def fine_tune(run: Run, config: Config, kind: Target) -> None:
@@ -232,26 +214,15 @@ def fine_tune(run: Run, config: Config, kind: Target) -> None:
         run.update(batch, nll, mean=batch.fields["share"])
 
 
-def reinforce(run: Run, config: Config) -> None:
-    """GRPO on the hard problems until the completions are spent; the advantage isn't divided by the std."""
-    spent = -int(-run.budget["completions"] // (config.prompts * config.samples))  # in rollout steps, rounded up
-    settings = GRPO("dr_grpo", config.minibatches)
-    train_grpo(run, config.steps - spent, config.prompts, config.samples, settings, config.learning_rate)
-
-
-def rl(run: Run, config: Config) -> None:
+def train(run: Run, config: Config, kind: Target | None = "intervention", rl: bool = True) -> None:
+    """Fine-tuning on the hard problems (None: none), then GRPO on them until the completions are spent."""
     hard_pool(run, config)
-    reinforce(run, config)
-
-
-def sft(run: Run, config: Config, kind: Target = "intervention") -> None:
-    hard_pool(run, config)
-    fine_tune(run, config, kind)
-
-
-def sft_rl(run: Run, config: Config, kind: Target = "intervention") -> None:
-    sft(run, config, kind)
-    reinforce(run, config)
+    if kind:
+        fine_tune(run, config, kind)
+    if rl:
+        spent = -int(-run.budget["completions"] // (config.prompts * config.samples))  # in rollout steps, rounded up
+        settings = GRPO("dr_grpo", config.minibatches)  # the advantage isn't divided by the std
+        train_grpo(run, config.steps - spent, config.prompts, config.samples, settings, config.learning_rate)
 
 
 def never_solved(run: Run, config: Config, problems: list[Problem]) -> dict:
@@ -262,7 +233,8 @@ def never_solved(run: Run, config: Config, problems: list[Problem]) -> dict:
     left = {i: attempts for i, attempts in unsolved(run, problems, config.hard_samples, 64).items() if attempts}
     generator = torch.Generator(run.policy.device).manual_seed(64)
     proposals, _ = propose(run, [(problems[i], attempts[0]) for i, attempts in left.items()], generator)
-    return {"rows": list(left), "found": [{"problem": i, **p} for i, p in zip(left, proposals, strict=True) if p]}
+    rows = list(left)
+    return {"rows": rows, "found": [{"problem": rows[i], **p} for i, p in proposals.items()]}
 
 
 def goes_on(run: Run, problems: list[Problem], begun: list[str], generator: torch.Generator) -> torch.Tensor:
@@ -312,12 +284,12 @@ PAPER = Paper(
     family="credit assignment",
     departs="other problems: a pool that the base never solves; the search for it is paid out of the same completions",
     arms={
-        "rl": rl,
-        "sft_reference_rl": partial(sft_rl, kind="reference"),
-        "int": sft,
-        "int_rl": sft_rl,
-        **{f"int_{k}": Arm(partial(sft, kind=k), by_name=True) for k in ("no_prefix", "with_suffix", "no_filter")},
-        "sft_terse_rl": Arm(partial(sft_rl, kind="terse"), by_name=True),
+        "rl": partial(train, kind=None),
+        "sft_reference_rl": partial(train, kind="reference"),
+        "int": partial(train, rl=False),
+        "int_rl": train,
+        **{f"int_{k}": Arm(partial(train, kind=k, rl=False), True) for k in ("no_prefix", "with_suffix", "no_filter")},
+        "sft_terse_rl": Arm(partial(train, kind="terse"), by_name=True),
     },
     claims=(
         Claim.over("int_rl", "rl", text="InT + RL ends above RL on all problems", published="+2.2", primary=True),
