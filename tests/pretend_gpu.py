@@ -100,16 +100,17 @@ class Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.off:
             return func(*args, **kwargs)
-        given = [t for t in tensors((args, kwargs)) if t.device.type != "meta"]
-        gpu = any(map(on_gpu, given))
-        if gpu:
-            self.check(func, args, given)
-        known = {t.untyped_storage()._cdata for t in given}
-        out = func(*args, **kwargs)
-        for t in tensors(out):
-            if t.device.type != "meta" and t.untyped_storage()._cdata not in known:  # else a view, or in place
-                label(t, gpu)
-        return out
+        with torch._C.DisableTorchFunction():  # what is asked here isn't asked on the pretended machine
+            given = [t for t in tensors((args, kwargs)) if not t.is_meta]
+            gpu = any(map(on_gpu, given))
+            if gpu:
+                self.check(func, args, given)
+            known = {t.untyped_storage()._cdata for t in given}
+            out = func(*args, **kwargs)
+            for t in tensors(out):
+                if not t.is_meta and t.untyped_storage()._cdata not in known:  # else a view, or in place
+                    label(t, gpu)
+            return out
 
     def check(self, func, args, given: list[Tensor]) -> None:
         if func in WAITING:

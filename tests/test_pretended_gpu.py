@@ -24,9 +24,12 @@ SMALLEST = {  # as far as a paper has the setting
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
-    "rise": {"rise_unweighted"},
-    "b_star": {"online_rft_t0.6", "online_rft_t1.4"},
     "standard": {"dr_grpo"},
+    "opsd": {"opsd_unclipped", "opsd_v3"},
+    "rise": {"rise_unweighted"},
+    "b_star": {"online_rft_t0.6", "online_rft_t1.4", "star", "b_star_temperature"},
+    "score": {"no_bonus", "second_attempt_rl"},
+    "intervention": {"int_no_prefix", "sft_terse_rl"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
 ARMS = [
