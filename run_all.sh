@@ -3,6 +3,7 @@
 # ./run_all.sh nft opsd         some papers
 # ./run_all.sh nft [settings]   one paper; settings as in: repro run nft --help
 # ./run_all.sh test             the tests
+# ./run_all.sh fetch smol       the model of the preset smol
 # Each makes .venv when it is missing. PYTHON names another Python than python3.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -19,6 +20,9 @@ case "${1:-}" in
   test)
     shift
     exec .venv/bin/python -m pytest "$@"
+    ;;
+  fetch)
+    exec .venv/bin/repro "$@"
     ;;
   "" | -*)
     exec .venv/bin/repro all "$@"

@@ -1,70 +1,47 @@
 """B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Reasoners. Weihao Zeng, Yuzhen Huang,
 Lulu Zhao, Yijun Wang, Zifei Shan, Junxian He, arXiv 2412.17256, ICLR 2025.
 
-Idea. Self-training samples solutions, keeps the good ones, trains on them, and begins again. What it can still gain
-depends on exploration (does the policy find several different right solutions?) and exploitation (does the reward tell
-them from wrong ones?), and both move while the policy trains. The balance score measures them together: enough right
-solutions per problem, and few wrong ones among those selected. In every iteration B-STaR takes the sampling temperature
-and the reward threshold with the highest score on a small part of the problems.
+Idea. What self-training can still gain depends on exploration (does the policy find several different right
+solutions?) and exploitation (does the reward tell them from wrong ones?). Both move while the policy trains. The
+balance score measures them together: enough right solutions per problem, few wrong ones among those selected. In every
+round B-STaR takes the sampling temperature and the reward threshold that score highest on a part of the problems.
 
-Reproduced. base, STaR (one solution per problem, from the base each time), ReST-EM (all, from the base each time),
-online RFT at every temperature of the grid, and B-STaR, with both monitors in every iteration. By name:
+Reproduced. warm (the base of the other arms), STaR (one solution per problem, from warm each time), ReST-EM (all, from
+warm each time), online RFT at every temperature of the grid, and B-STaR, with both monitors in every round. By name:
 online_rft_process (the combined reward at tau = 0) and b_star_temperature (answers only: tau is inert, T adapts).
 
 How this differs from the paper and why.
-- Process reward: the base itself as verifier, 2 P(Yes) - 1 for the whole solution (AUROC 76), in place of a trained
-  model's minimum over steps. It stays within [-1, 1], so that no wrong answer outranks a right one.
-- The base is a short supervised warm-up of the built-in model, as the paper starts from one, on its own samples in two
-  orders of a+b and a*b: it writes a right solution in one way only otherwise, and there would be nothing to explore.
-- The search is paid for. The other arms draw as many completions in all, more per problem (equal_samples).
-- New problems in each iteration, no reference solutions in the pool, a fixed cap per problem; STaR has no hints, since
+- Process reward: the kit's base as verifier, 2 P(Yes) - 1 for the whole solution, in place of a trained model's minimum
+  over steps. It stays within [-1, 1], so that no wrong answer outranks a right one.
+- warm is a short supervised warm-up of the base, as the paper starts from one, on its own samples in two orders of a+b
+  and a*b: the built-in model writes a right solution in one way only otherwise, and there would be nothing to explore.
+- The search is paid for. All arms draw the protocol's completions; those without a search draw more per problem.
+- Solutions without an answer are dropped, as in the code; that those which go on after it are dropped too is ours.
+- New problems in each round, no reference solutions in the pool, a fixed cap per problem; STaR has no hints, since
   they would bring in references that no other arm sees.
-- STaR and ReST-EM make 48 updates from the base in each iteration, the online arms 24 that add up.
+- STaR and ReST-EM make twice as many updates a round, from warm each time; those of the online arms add up.
 
 Commands.
     repro run b_star                               # tiny model, seed 0
     repro run b_star --seeds 5                     # with intervals over seeds
     repro run b_star --preset gpu                  # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
-
-Expected (tiny): 6 to 9 minutes of one core for a seed, 1.5 GB a process; base 34 % greedy, online RFT 73 % at T = 1,
-74 % at 0.6, 52 % at 1.4, B-STaR 76 % (results/b_star).
-
-What was found. B-STaR is the best arm on average, but only its lead over T = 1.4 and over ReST-EM is beyond doubt: over
-T = 1.0 it is +2.6 points [-2.8, +8.5], over T = 0.6 +1.6 [-3.6, +6.5], with 8 samples per problem to train on and not
-12. Its samples solve more problems than those of T = 1, as many as those of T = 0.6: the noisy base needs a low
-temperature. The search sees that. It takes 0.6 first with every seed, then 0.92 on average; at the end it is 0.68,
-since the scores of 0.6 and 1.0 are (nearly) equal on 16 problems by then and ties go to the lower one. (ReST-EM's last
-policy is 48 updates from the base, B-STaR's 120: part of that lead may be updates, not balance.)
-- The threshold does one thing: 0.2 is the lowest that no wrong answer passes, and the search finds it 24 times of 25.
-  Then n' = n, and with n* = 1 the balance score is pass@K. With n* = 2 (validation, one seed, other settings too) the
-  search was lured to high temperatures early, and B-STaR ended below online RFT (61 and 72 %).
-- Pass@K doesn't fall with a fixed setting, it rises with accuracy. What narrows at T = 1 is the variety of equations:
-  the share that repeats another one goes from 36 to 69 %. B-STaR narrows it more (60 to 79 %): many different equations
-  of the noisy base are wrong ones. So it explores more in terms of problems solved, and less in terms of diversity.
-- pass@K-2 after training counts texts, and a solution that is written twice passes for a second way; arms that restart
-  have more of those. The monitors leave them out, and so does training: trained on, they take over.
-- n*, the number of problems and that of development problems were chosen for B-STaR on validation problems (one seed);
-  the fixed settings had no such choice. The claim on the variety of equations was added after the results.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, script_main
-from repro.evaluation import evaluate
+from repro import BASE, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
+from repro.config import ConfigError
 from repro.launch.storage import write_atomically
-from repro.methods.sft import batches, nll
+from repro.methods.sft import draws, nll, solution_batch
 from repro.model.sampling import Completion
-from repro.model.training import Batch, cosine
-from repro.paper import Metrics
+from repro.model.training import cosine
 from repro.tasks import prompts
-from repro.tasks.loading import load
 from repro.tasks.problem import Problem
 
 
@@ -72,39 +49,32 @@ from repro.tasks.problem import Problem
 class Config(RunConfig):
     """B-STaR's hyperparameters."""
 
-    iterations: int = 5
-    """Self-training iterations (paper: 9)."""
-    prompts: int = 64
-    """Problems per iteration (paper: all 11,500 again each time; ours are new ones)."""
+    rounds: int = 4
+    """Rounds of sampling and training, which share the protocol's completions (paper: 9)."""
     temperatures: tuple[float, ...] = (0.6, 1.0, 1.4)
     """Grid of sampling temperatures (paper: 0.5 to 1.2 in steps of 0.1). Fixed settings are arms of their own."""
     thresholds: tuple[float, ...] = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.8, 0.9, 1.0, 1.1)
     """Grid of reward thresholds tau; it needs no sampling. Between 0.2 and 0.8 there is nothing to separate."""
     dev_problems: int = 16
-    """Problems of each iteration on which the setting is chosen (paper: about 600 of 11,500)."""
+    """Problems of each round on which the setting is chosen (paper: about 600 of 11,500)."""
     n_star: int = 1
     """Wanted number of distinct right solutions per problem (code: 8 of 64 samples; like M/N, about 1 here)."""
     per_problem: int = 6
     """At most so many solutions of a problem are kept (paper: the cap that makes 67,500 of 11,500 problems, 5.9)."""
-    updates: int = 24
-    """Optimiser steps per iteration (paper: 500)."""
-    restart_updates: int = 48
-    """The same for arms that start from the base in every iteration (ours: only the last iteration's count)."""
+    updates: int = 30
+    """Optimiser steps per round (paper: 500); twice as many for arms whose last round alone counts (ours)."""
     batch_size: int = 16
     """Solutions per optimiser step (paper: 128)."""
     final_rate: float = 0.05
     """Learning rate at the end of the cosine, as a share (code: 2e-7 of 4.12e-6)."""
     warmup_problems: int = 384
-    """Problems of the supervised warm-up that makes the base; 0: none."""
+    """Problems of the supervised warm-up from base to warm; 0: none."""
     warmup_updates: int = 40
     """Optimiser steps of the warm-up (paper: one epoch)."""
-    commuted: float = 0.5
-    """Probability that a commutative step of a warm-up solution is turned round (ours)."""
 
     PRESETS = {  # noqa: RUF012
-        "tiny": {"eval_problems": 256},
-        "smol": {"iterations": 3, "prompts": 12, "dev_problems": 3, "n_star": 2, "updates": 8, "warmup_problems": 0},
-        "gpu": {"iterations": 6, "prompts": 256, "dev_problems": 64, "n_star": 4, "warmup_problems": 0},
+        "smol": {"dev_problems": 8, "n_star": 2, "updates": 8, "warmup_problems": 0},
+        "gpu": {"rounds": 6, "n_star": 4, "warmup_problems": 0},
     }
 
 
@@ -112,15 +82,12 @@ class Config(RunConfig):
 
 
 def combined_reward(right: torch.Tensor, process: torch.Tensor) -> torch.Tensor:
-    """r(x, y) = 1[right] + process / 5, any shape. With process within [-1, 1], right ones are above 0.8."""
-    return right + process / 5
+    """r(x, y) = 1[right] + process / 5, any shape; float64, as 1 / 5 in float32 is above a threshold of 0.2."""
+    return right.double() + process.double() / 5
 
 
-def select(texts: Sequence[str], rewards: Sequence[float], threshold: float, cap: int) -> list[int]:
-    """One problem's samples with r > tau, best first, without exact duplicates, at most ``cap``.
-
-    The code caps before it drops duplicates; here the cap counts distinct ones.
-    """
+def select(texts: list[str], rewards: list[float], threshold: float, cap: int) -> list[int]:
+    """One problem's samples with r > tau, best first, at most ``cap`` distinct ones (code: duplicates count)."""
     chosen: dict[str, int] = {}
     for i in sorted(range(len(texts)), key=lambda i: -rewards[i]):  # stable: the first of equals stays
         if rewards[i] > threshold:
@@ -134,98 +101,85 @@ def balance_score(selected: int, right: int, n_star: int) -> float:
 
 
 @dataclass
-class Pool:
-    """Samples of some problems with ``right`` (1 or 0) and reward ``r``, both [problems, samples]."""
+class Pool(Rollouts):
+    """Rollouts with the reward r of each sample as ``score`` [problems, samples]; what isn't complete has -inf."""
 
-    problems: list[Problem]
-    completions: list[list[Completion]]
-    right: torch.Tensor
-    reward: torch.Tensor
+    score: torch.Tensor
 
     def selected(self, threshold: float, cap: int) -> list[list[int]]:
         """The chosen samples of each problem."""
-        rewards = self.reward.tolist()
+        rewards = self.score.tolist()
         return [select([c.text for c in g], r, threshold, cap) for g, r in zip(self.completions, rewards, strict=True)]
 
     def balance(self, threshold: float, config: Config) -> float:
         """Mean balance score over all problems."""
         rows = self.selected(threshold, config.per_problem)
-        right = [int(r[chosen].sum()) for r, chosen in zip(self.right, rows, strict=True)]
+        right = [int(r[chosen].sum()) for r, chosen in zip(self.rewards, rows, strict=True)]
         return sum(balance_score(len(n), k, config.n_star) for n, k in zip(rows, right, strict=True)) / len(rows)
 
 
-# --- sampling and scoring -------------------------------------------------------------------------------------------
+# --- sampling and training ------------------------------------------------------------------------------------------
 
 
 def complete(completion: Completion) -> bool:
-    """Does the solution end with its first final answer? What goes on after it is discarded, as in the code."""
+    """Does the solution end with its first final answer? The code drops what has none; what goes on after it: ours."""
     text = completion.text.rstrip()
     return not completion.truncated and text.count("\\boxed{") == 1 and text.endswith("}")
 
 
-def process_reward(run: Run, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
+def process_reward(run: Run, rollouts: Rollouts) -> torch.Tensor:
     """2 P(Yes) - 1 of the base as a verifier of whole solutions, [problems, samples]; equal texts are read once."""
-    yes, no = (run.policy.tokenizer(word, add_special_tokens=False).input_ids[0] for word in ("Yes", "No"))
-    texts = list(dict.fromkeys((i, c.text) for i, group in enumerate(completions) for c in group))
-    batch = Batch([(run.policy.encode(prompts.verify(problems[i], text)), [yes]) for i, text in texts])
-    log_odds = run.values(batch, lambda logits, _: logits[:, yes] - logits[:, no], adapter=None)
+    yes, no = run.policy.token("Yes"), run.policy.token("No")
+    texts = list(dict.fromkeys((i, c.text) for i, group in enumerate(rollouts.completions) for c in group))
+    batch = Batch([(run.policy.encode(prompts.verify(rollouts.problems[i], text)), [yes]) for i, text in texts])
+    log_odds = run.values(batch, lambda logits, _: logits[:, yes] - logits[:, no], adapter=BASE)
     score = dict(zip(texts, torch.tanh(log_odds / 2).tolist(), strict=True))  # 2 sigmoid(x) - 1 = tanh(x / 2)
-    return torch.tensor([[score[i, c.text] for c in group] for i, group in enumerate(completions)])
+    return torch.tensor([[score[i, c.text] for c in group] for i, group in enumerate(rollouts.completions)])
 
 
 def draw(run: Run, problems: list[Problem], samples: int, temperature: float, process: bool) -> Pool:
     """Sample and reward; without ``process`` the reward is the answer alone."""
     completions = run.sample([prompts.solve(p) for p in problems], samples, temperature)
-    ends = torch.tensor([[float(complete(c)) for c in group] for group in completions])
-    right = run.rewards(problems, completions) * ends
-    run.log(complete=ends.mean())
-    reward = combined_reward(right, process_reward(run, problems, completions)) if process else right
-    return Pool(problems, completions, right, reward)
+    ends = torch.tensor([[complete(c) for c in group] for group in completions])
+    rollouts = Rollouts(problems, completions, run.rewards(problems, completions) * ends)
+    run.log(complete=ends.float().mean())
+    score = combined_reward(rollouts.rewards, process_reward(run, rollouts)) if process else rollouts.rewards
+    return Pool(problems, completions, rollouts.rewards, score.masked_fill(~ends, -torch.inf))
 
 
-def explored(completions: Sequence[Completion], right: Sequence[float]) -> dict[str, float]:
-    """Exploration on one problem's K samples: pass@K-S is "at least S distinct right solutions"."""
+def explored(completions: list[Completion], right: list[float]) -> dict[str, float]:
+    """Exploration on one problem's K samples; pass@K-S: at least S distinct right ones. NaN: no equation to repeat."""
     distinct = len({c.text for c, r in zip(completions, right, strict=True) if r})
     equations = [line for c in completions for line in c.text.split("\n") if "=" in line]
     return {
         "pass@K": float(distinct >= 1),
         "pass@K-2": float(distinct >= 2),
         "distinct right": float(distinct),
-        "repeated equations": 1 - len(set(equations)) / max(1, len(equations)),
+        "repeated equations": 1 - len(set(equations)) / len(equations) if equations else float("nan"),
     }
 
 
 def monitor(run: Run, config: Config, pool: Pool, temperature: float, threshold: float) -> None:
     """Log both monitors on the first K samples of each problem: arms that draw more must not look more diverse."""
-    k = config.samples
-    for group, right in zip(pool.completions, pool.right[:, :k].tolist(), strict=True):
-        run.log(reward=sum(right) / k, **explored(group[:k], right))
-    some = config.dev_problems
-    score = process_reward(run, pool.problems[:some], [g[:k] for g in pool.completions[:some]])
-    best = score.argsort(1, descending=True)  # the process reward alone: with the answer, Best-of-K would be pass@K
-    ranked = pool.right[:some, :k].gather(1, best)
+    k, some = config.samples, config.dev_problems
+    first = Pool(pool.problems, [g[:k] for g in pool.completions], pool.rewards[:, :k], pool.score[:, :k])
+    for group, right in zip(first.completions, first.rewards.tolist(), strict=True):
+        run.log(reward=sum(right) / k, **explored(group, right))
+    score = process_reward(run, first.select(range(some)))  # without the answer: with it, Best-of-K would be pass@K
+    best = score.masked_fill(first.score[:some] == -torch.inf, -torch.inf).argsort(1, descending=True)
+    ranked = first.rewards[:some].gather(1, best)
     run.log(**{"best-of-K": ranked[:, 0].mean(), "reward@K-K/2": ranked[:, : (k + 1) // 2].mean()})
-    first = Pool(pool.problems, [g[:k] for g in pool.completions], pool.right[:, :k], pool.reward[:, :k])
     run.log(balance=first.balance(threshold, config), temperature=temperature, threshold=threshold)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+def turned_round(text: str, share: float, rng: torch.Generator) -> str:
+    """A ``share`` of the steps ``a+b=c`` as ``b+a=c`` and ``a*b=c`` as ``b*a=c``; others stay as they are."""
+    begin = r"(?m)^(\d+(?:/\d+)?)([+*])(\d+(?:/\d+)?)="
+    return re.sub(begin, lambda m: f"{m[3]}{m[2]}{m[1]}=" if torch.rand((), generator=rng) < share else m[0], text)
 
 
-def turned_round(step: str) -> str:
-    """``a+b=c`` as ``b+a=c`` and ``a*b=c`` as ``b*a=c``; other steps stay as they are."""
-    found = re.fullmatch(r"(\d+(?:/\d+)?)([+*])(\d+(?:/\d+)?)=(.*)", step)
-    return f"{found[3]}{found[2]}{found[1]}={found[4]}" if found else step
-
-
-def base(run: Run, config: Config) -> None:
-    """The warmed-up policy, the same for every arm of a seed; after an interruption the checkpoint has a later one."""
-    if run.step == 0:
-        to_base(run, config)
-
-
-def to_base(run: Run, config: Config) -> None:
-    """Back to the base with a fresh optimiser. The arm that comes first makes the base, the others read its file."""
+def to_warm(run: Run, config: Config) -> None:
+    """Back to the warmed-up base with a fresh optimiser. An arm that finds no file of this seed makes it."""
     file = run.folder.parent / f"warmup-seed{run.seed}.pt"
     run.policy.reset()
     if config.warmup_problems:
@@ -237,60 +191,64 @@ def to_base(run: Run, config: Config) -> None:
 
 
 def warm_up(run: Run, config: Config) -> None:
-    """The paper's supervised checkpoint: on own samples, right or wrong, each in several forms.
-
-    The built-in model writes the right solution of a problem in one way only: there would be nothing to explore. Wrong
-    samples stay in, or the warm-up would take away what the arms are to learn. It isn't part of their budget.
-    """
+    """Supervised, on four forms of own samples, right and wrong ones, or it would teach what the arms are to learn."""
     rng = torch.Generator().manual_seed(run.seed)  # the arms' own generators stay as they are
     generator = torch.Generator(run.policy.device).manual_seed(run.seed)
-    problems = load(config.task, "train", config.warmup_problems, 1_000 + run.seed, config.data)
+    problems = run.problems[-config.warmup_problems :]  # the arms begin with the first ones
     with run.off_budget():
         sampled = run.sample([prompts.solve(p) for p in problems], 1, 1.0, generator=generator)
-    solutions = []
-    for completion in (c for group in sampled for c in group if complete(c)):
-        for _ in range(4):
-            turn = torch.rand(completion.text.count("\n") + 1, generator=rng) < config.commuted
-            steps = [turned_round(s) if t else s for s, t in zip(completion.text.split("\n"), turn, strict=True)]
-            ids = run.policy.tokenizer("\n".join(steps), add_special_tokens=False).input_ids
-            solutions.append((completion.prompt, [*ids, run.policy.tokenizer.eos_token_id]))
+    written = [
+        replace(problem, solution=turned_round(c.text, 0.5, rng))
+        for problem, (c,) in zip(problems, sampled, strict=True)
+        if complete(c)
+        for _ in range(4)
+    ]
     run.trainer.new_optimizer(config.learning_rate)
-    for update, batch in enumerate(batches(solutions, config.warmup_updates, config.batch_size, rng)):
+    for update, chosen in enumerate(draws(len(written), config.warmup_updates, config.batch_size, rng)):
         run.trainer.learning_rate = config.learning_rate * cosine(update, config.warmup_updates, config.final_rate)
-        run.trainer.step(batch, nll)
+        run.trainer.step(solution_batch(run, [written[i] for i in chosen]), nll)
 
 
 def improve(run: Run, config: Config, pool: Pool, threshold: float, step: int, restart: bool, cap: int) -> None:
-    """Fine-tune on what is selected: on with policy, optimiser and schedule ("online"), or from the base."""
+    """Fine-tune on what is selected: on with policy, optimiser and schedule ("online"), or from warm."""
     rows = pool.selected(threshold, cap)
     solutions = [(g[i].prompt, g[i].ids) for g, chosen in zip(pool.completions, rows, strict=True) for i in chosen]
     run.log(data=len(solutions))
-    if restart:
-        to_base(run, config)
-        updates, done, total = config.restart_updates, 0, config.restart_updates
-    else:  # a new warm-up or schedule here would make it iterative RFT
-        updates, done, total = config.updates, step * config.updates, config.iterations * config.updates
-    for update, batch in enumerate(batches(solutions, updates, config.batch_size, run.rng)):
+    updates, done, total = config.updates, step * config.updates, config.rounds * config.updates
+    if restart:  # else no new warm-up or schedule, which would make it iterative RFT
+        to_warm(run, config)
+        updates, done, total = 2 * config.updates, 0, 2 * config.updates
+    for update, chosen in enumerate(draws(len(solutions), updates, config.batch_size, run.rng)):
         run.trainer.learning_rate = config.learning_rate * cosine(done + update, total, config.final_rate)
-        run.update(batch, nll)
+        run.update(Batch([solutions[i] for i in chosen]), nll)
 
 
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 
-def equal_samples(config: Config) -> int:
-    """Completions per problem that cost a fixed setting as much as B-STaR's search and sampling together."""
-    search = config.dev_problems * (len(config.temperatures) - 1) * config.samples
-    return config.samples + round(search / config.prompts)
+def shape(config: Config) -> tuple[int, int]:
+    """Problems of a round and, without a search, samples of each. Raises ConfigError if the search leaves nothing."""
+    completions = config.steps * config.prompts * config.samples // config.rounds
+    problems = completions // config.samples - config.dev_problems * (len(config.temperatures) - 1)
+    if problems <= config.dev_problems:
+        most = (completions // config.samples - 1) // len(config.temperatures)
+        raise ConfigError(f"--dev-problems {config.dev_problems}: at most {most} leave completions to train on")
+    return problems, completions // problems
+
+
+def warm(run: Run, config: Config) -> None:
+    """What all other arms of a seed start from."""
+    for _ in run.stage("warm", 1, begin=partial(to_warm, run, config)):
+        pass
 
 
 def fixed(
     run: Run, config: Config, temperature: float = 1.0, process: bool = False, restart: bool = False, cap: int = 0
 ) -> None:
     """The loop with one temperature and tau = 0 throughout: with the answer alone, that keeps what is right."""
-    base(run, config)
-    for step in run.steps(config.iterations):
-        pool = draw(run, run.next_problems(config.prompts), equal_samples(config), temperature, process)
+    problems, samples = shape(config)
+    for step in run.stage("train", config.rounds, begin=partial(to_warm, run, config)):
+        pool = draw(run, run.next_problems(problems), samples, temperature, process)
         monitor(run, config, pool, temperature, 0.0)
         improve(run, config, pool, 0.0, step, restart, cap or config.per_problem)
 
@@ -304,56 +262,41 @@ def choose(pools: dict[float, Pool], config: Config) -> tuple[float, float, dict
 
 def b_star(run: Run, config: Config, process: bool = True) -> None:
     """Section 3 of the paper: choose the setting on a part of the problems, sample the others, improve."""
-    base(run, config)
-    for step in run.steps(config.iterations):
-        problems = run.next_problems(config.prompts)
+    count, _ = shape(config)
+    for step in run.stage("train", config.rounds, begin=partial(to_warm, run, config)):
+        problems = run.next_problems(count)
         dev, others = problems[: config.dev_problems], problems[config.dev_problems :]
         pools = {t: draw(run, dev, config.samples, t, process) for t in config.temperatures}
         temperature, threshold, curve = choose(pools, config)
         run.log(**{f"balance at T={t}": score for t, score in curve.items()})
         a, b = pools[temperature], draw(run, others, config.samples, temperature, process)
-        right, reward = torch.cat([a.right, b.right]), torch.cat([a.reward, b.reward])
-        pool = Pool(problems, a.completions + b.completions, right, reward)
+        right, score = torch.cat([a.rewards, b.rewards]), torch.cat([a.score, b.score])
+        pool = Pool(problems, a.completions + b.completions, right, score)
         monitor(run, config, pool, temperature, threshold)
         improve(run, config, pool, threshold, step, False, config.per_problem)
 
 
-def evaluation(run: Run, config: Config) -> Metrics:
-    """The usual metrics with exploration on the same samples (temperature 1); first and last values of the course."""
-
-    def exploration(completions: list[list[Completion]], right: torch.Tensor) -> Metrics:
-        rows = [explored(group, r) for group, r in zip(completions, right.tolist(), strict=True)]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    metrics = evaluate(run, config, exploration)
-    for name in ("temperature", "threshold", "balance", "repeated equations") if run.history else ():
-        metrics[f"first {name}"], metrics[f"last {name}"] = run.history[0][name], run.history[-1][name]
+def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
+    """Exploration on the samples of the evaluation (temperature 1); first and last values of the course."""
+    rows = [explored(g, right) for g, right in zip(rollouts.completions, rollouts.rewards.tolist(), strict=True)]
+    repeated = [r["repeated equations"] for r in rows if r["repeated equations"] >= 0]  # not NaN
+    metrics = {
+        "pass@K-2": share([row["pass@K-2"] for row in rows]),
+        "distinct right": number([row["distinct right"] for row in rows]),
+        "repeated equations": share(sum(repeated) / len(repeated) if repeated else float("nan")),
+    }
+    for name in ("temperature", "threshold", "balance", "repeated equations"):
+        course = [row[name] for row in run.history if name in row]
+        metrics |= {f"{when} {name}": number(course[i]) for when, i in (("first", 0), ("last", -1)) if course}
     return metrics
 
 
 FIXED = {f"online_rft_t{t}": partial(fixed, temperature=t) for t in Config.temperatures if t != 1.0}
-ARMS = {
-    "base": base,
-    "star": partial(fixed, restart=True, cap=1),
-    "rest_em": partial(fixed, restart=True),
-    "online_rft": fixed,
-    **FIXED,
-    "b_star": b_star,
-}
 COURSE = ("online_rft", *FIXED, "b_star")
+over = partial(Claim.over, "b_star")
 
 
-def ends_above(arm: str, published: str = "") -> Claim:
-    text = f"B-STaR's greedy accuracy ends above {arm}'s at equal samples"
-    return Claim(f"b_star_over_{arm}", text, ("b_star", "greedy"), (arm, "greedy"), published=published)
-
-
-def over_online(name: str, text: str, metric: str, published: str = "") -> Claim:
-    return Claim(name, f"{text} than online_rft", ("b_star", metric), ("online_rft", metric), published=published)
-
-
-def change(name: str, text: str, arm: str, metric: str, published: str) -> Claim:
-    """From the first iteration to the last."""
+def rises(name: str, text: str, arm: str, metric: str, published: str) -> Claim:
     return Claim(name, text, (arm, f"last {metric}"), (arm, f"first {metric}"), published=published)
 
 
@@ -361,39 +304,37 @@ PAPER = Paper(
     slug="b_star",
     title="B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Reasoners",
     arxiv="2412.17256",
+    family="self-training",
+    departs="own base: a supervised warm-up on own samples in several written forms, without which nothing is explored",
     config=Config,
-    arms=ARMS,
-    extra_arms={
-        "online_rft_process": partial(fixed, process=True),
-        "b_star_temperature": partial(b_star, process=False),
+    arms={
+        "warm": warm,
+        "star": partial(fixed, restart=True, cap=1),
+        "rest_em": partial(fixed, restart=True),
+        "online_rft": fixed,
+        **FIXED,
+        "b_star": b_star,
+        "online_rft_process": Arm(partial(fixed, process=True), by_name=True),
+        "b_star_temperature": Arm(partial(b_star, process=False), by_name=True),
     },
     claims=(
-        ends_above("online_rft", "+7.0 GSM8K, +4.6 MATH"),
-        *map(ends_above, FIXED),
-        ends_above("rest_em", "+7.5 GSM8K, +3.6 MATH"),
-        over_online("more_coverage", "While training it solves more problems", "training pass@K"),
-        over_online("more_distinct", "While training it finds more distinct solutions", "training distinct right"),
-        over_online("more_ways", "At the end it solves more in two ways", "pass@K-2", "+4.5, +3.0 (P@32-4)"),
-        Claim(
-            "more_variety",
-            "While training its samples repeat fewer equations than online_rft's",
-            ("online_rft", "training repeated equations"),
-            ("b_star", "training repeated equations"),
-        ),
-        change("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
-        change("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
-        change(
-            "fixed_narrows", "At T = 1 equations repeat more and more", "online_rft", "repeated equations", "they do"
-        ),
+        over("online_rft", "greedy", published="+7.0 GSM8K, +4.6 MATH", primary=True),
+        *(over(arm, "greedy") for arm in FIXED),
+        over("rest_em", "greedy", published="+7.5 GSM8K, +3.6 MATH"),
+        over("warm", "greedy", published="+17.2 GSM8K, +10.8 MATH"),
+        over("online_rft", "training pass@K", text="B-STaR's training samples solve more problems"),
+        over("online_rft", "training distinct right", text="B-STaR's samples have more distinct right solutions"),
+        over("online_rft", "pass@K-2", text="B-STaR ends solving more in two ways", published="+4.5, +3.0 (P@32-4)"),
+        Claim.over("online_rft", "b_star", "training repeated equations", text="online_rft repeats more equations"),
+        rises("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
+        rises("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
+        rises("fixed_narrows", "At T = 1 equations repeat ever more", "online_rft", "repeated equations", "they do"),
     ),
-    published={"base": "36.6", "rest_em": "46.3", "online_rft": "46.8", "b_star": "53.8"},
-    published_setting="Mistral-7B trained on MATH, GSM8K greedy accuracy (base: SFT)",
-    evaluate=evaluation,
-    columns=("greedy", "accuracy", "pass@K", "pass@K-2", "distinct right", "entropy"),
-    curves=(
-        *("reward", "pass@K", "pass@K-2", "distinct right", "repeated equations"),
-        *("best-of-K", "reward@K-K/2", "balance", "temperature", "threshold"),
-    ),
+    published={"warm": "36.6", "rest_em": "46.3", "online_rft": "46.8", "b_star": "53.8"},
+    published_setting="Mistral-7B trained on MATH, GSM8K greedy accuracy (warm: SFT)",
+    measure=measure,
+    columns=("greedy", "accuracy", "pass@8", "pass@K-2", "distinct right", "entropy"),
+    curves=("reward", "pass@K", "distinct right", "repeated equations", "reward@K-K/2", "balance", "temperature"),
     panels=(
         Panel("exploration: pass@K of the samples", ("pass@K",), arms=COURSE),
         Panel("exploration: distinct right solutions", ("distinct right",), arms=COURSE),

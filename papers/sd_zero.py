@@ -13,47 +13,25 @@ an answer the reviser's signal lies, against the first wrong step. By name: sd_z
 
 How this differs from the paper and why.
 - Phase 2's student begins as the base, not as the SRT model; the teacher is the SRT model. SRT's answers are draft,
-  phrase and revision. A reviser who learned on single drafts wants a blank line behind a second phrase (p = 0.997): 6
-  to 9 nats on the first token of every such answer, which say nothing on the solution.
+  phrase and revision, and a reviser who learned on single drafts wants a blank line behind a second phrase: nats on the
+  first token of every such answer that say nothing on the solution.
 - The divergence is KL(student || teacher), the paper's equation, over the teacher's 64 likeliest tokens; the code mixes
   it half and half with KL(teacher || student). Behind a wrong step the reviser has to go on with what it would not have
   written and predicts it badly; teacher-first, all of that reaches the gradient.
+- The official phase 2 keeps the end token in the teacher's first copy of an answer. Here it isn't there: the phrase
+  follows the text as it does in phase 1, where the reviser learned.
 - The two losses of SRT are summed as in the text; the code trains them one after the other. The phrase stands in the
   assistant's turn in both phases. Revisions are not cleaned (the code cuts repeated endings and greetings).
 - Phase 1 has a quarter of the samples (paper: 40 of 49 k): the built-in model is a fair reviser from the start.
-- As in the paper, RFT and GRPO draw 4 answers a problem and phase 2 one: at equal samples it sees more problems. 4
-  optimiser steps per rollout step; in RFT and SRT epochs over what the base gave. Online RFT is not in the paper: it
-  samples from the policy at every step and is the stronger bar.
+- RFT and GRPO draw 8 answers a problem (paper: 4), phase 2 one: at equal samples it sees more problems. 4 optimiser
+  steps per rollout step of phase 2; in SRT epochs over what the base gave. Online RFT is not in the paper: it samples
+  from the policy at every step and is the stronger bar.
 
 Commands.
     repro run sd_zero                              # tiny model, seed 0
     repro run sd_zero --seeds 5                    # with intervals over seeds
     repro run sd_zero --arms sd_zero --kl-weight 0.5   # the code's divergence
     repro run sd_zero --preset gpu                 # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
-
-Expected (tiny, two cores): 8 minutes of one core for a seed, 20 minutes for five on both, under 2.1 GB a process; base
-41 %, RFT 68 %, GRPO 69 %, SRT 71 %, online RFT 74 %, SD-Zero 78 %, SDFT 79 % (results/sd_zero).
-
-What was found. At equal samples, and about equal sampled tokens, SD-Zero ends above RFT (+9.2 points), GRPO (+8.6), SRT
-(+6.5) and online RFT (+3.8), and level with SDFT, whose teacher reads solutions and whose rollouts are as good after
-half of the samples.
-- SRT doubles its answers (35 to 70 tokens), SD-Zero's stay at 36. SRT's lead over RFT (+2.7) is within the interval.
-  That it corrects more of its own wrong answers doesn't hold (27 %, base 48 %): nearly all are revised already, so that
-  the wrong ones are hard, and the reviser reads them behind a second phrase.
-- A second round with the student as the teacher gains 5.7 points; with SRT's teacher the same steps gain more, and
-  synchronising ends 2.2 points lower. The likely cause: the student half-way was never trained as a reviser.
-- At SD-Zero's end the reviser's signal at the first wrong step is five times that elsewhere (0.11 and 0.02 nats); on
-  wrong answers 5 % of the tokens carry 92 % of it. With the base as its own reviser right answers carry as much: it is
-  half inclined to the habit, and the phrase says that the answer was right.
-- Validation problems, one seed, 2,304 samples. Learning rate 1e-3: start of phase 2 from the base 77.5 %, from SRT 70.6
-  % (with the reviser reading only an answer's last solution below 50 % while it trained). At 5e-4: from the base 75.9
-  %, from an SRT with L_rev alone 75.3 %, without phase 1 (sd_only) 76.0 %: the built-in model is a fair reviser before
-  phase 1, and the paper's need for it doesn't show. Online RFT 75.0 %, at 1e-3 73.8 %. Teacher-first KL: 24 updates at
-  2e-4 took first attempts of one SRT model from 45 to 38 %, student-first to 50 %.
-- Set after a look at results: the claims on the signal moved from SRT to SD-Zero's end when a first seed had shown the
-  blank line. The start from the base was chosen on validation after test seeds 3 and 4 with the paper's start and a
-  quarter more samples (77 and 79 %, online RFT 77 and 76 %). The claims on online RFT, SDFT and SRT over RFT came
-  before these results but after those; the claim on right answers before training came with these.
 """
 
 from __future__ import annotations
@@ -65,17 +43,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from repro import Claim, Panel, Paper, Run, RunConfig, evaluation, script_main
-from repro.methods.grpo import GRPO, train_grpo
-from repro.methods.rft import train_rft
-from repro.methods.sft import nll, token_mean
+from repro import BASE, POLICY, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
+from repro.config import ConfigError
 from repro.model.logprobs import Divergence, mixed_kl, on_top_k
-from repro.model.sampling import Completion
-from repro.model.training import Batch
-from repro.paper import Metrics
-from repro.run import Rollouts
+from repro.results.metric import number, share
 from repro.tasks import prompts
-from repro.tasks.loading import load
 from repro.verify import extract_answer
 
 
@@ -83,14 +55,18 @@ from repro.verify import extract_answer
 class Config(RunConfig):
     """SD-Zero's hyperparameters."""
 
-    samples: int = 4
-    """Completions per problem of RFT and GRPO (paper: 4). Phase 1: one draft and samples - 1 revisions (paper: 3)."""
-    srt_iterations: int = 4
-    """Rollout steps of all iterations that phase 1 of SD-Zero takes; the rest is phase 2 (chosen on validation)."""
+    learning_rate: float = 1e-3
+    """Of phase 2 and SDFT (code: 5e-6, no LoRA)."""
+    srt_learning_rate: float = 1e-3
+    """Of phase 1 (code: 5e-6, no LoRA)."""
+    phase_one: float = 0.25
+    """Share of the completions that SD-Zero's phase 1 takes (paper: 0.8; chosen on validation)."""
+    revisions: int = 3
+    """Revisions of each draft in phase 1 (paper: 3)."""
     epochs: int = 4
-    """Epochs on what SRT or RFT collected (code of SRT: 3 + 3)."""
+    """Epochs of SRT on the revisions that are right (code: 3 + 3)."""
     batch: int = 16
-    """Traces per optimiser step on what was collected (code of SRT: one per GPU)."""
+    """Traces per optimiser step of SRT (code: one per GPU)."""
     generation_weight: float = 1.0
     """Weight of L_gen in L_SRT (paper: 1)."""
     revision_weight: float = 1.0
@@ -100,29 +76,21 @@ class Config(RunConfig):
     top_k: int = 64
     """The divergence sees the teacher's likeliest tokens, renormalised (code: 64)."""
     minibatches: int = 4
-    """Optimiser steps per rollout step (code of phase 2: 1, of 128 prompts)."""
-    sft_learning_rate: float = 1e-3
-    """On what SRT or RFT collected; ``learning_rate`` is that of phase 2 and SDFT (code: 5e-6 for both, no LoRA)."""
-    online_learning_rate: float = 5e-4
-    """Of GRPO and online RFT (ours; at 1e-3 on validation GRPO had 70.5 %, not 71.6, online RFT 73.8, not 75.0)."""
-    clip: float = 0.2
-    """GRPO's clip range (its paper doesn't state one; 0.2 as in public trainers)."""
+    """Optimiser steps per rollout step of phase 2 (code: 1, of 128 prompts)."""
 
-    # An SRT answer is draft, phrase and revision: with less room, truncation would look like a loss of accuracy
+    # an SRT answer is draft, phrase and revision: with less room, truncation would look like a loss of accuracy
     PRESETS = {  # noqa: RUF012
-        "tiny": {
-            **{"iterations": 16, "prompts": 36, "max_new_tokens": 192, "learning_rate": 1e-3},
-            **{"eval_problems": 256, "eval_samples": 4},
-        },
-        "smol": {
-            **{"max_new_tokens": 160, "srt_iterations": 2},
-            **{"sft_learning_rate": 1e-4, "online_learning_rate": 1e-4},
-        },
-        "gpu": {
-            **{"max_new_tokens": 1024, "prompts": 32, "srt_iterations": 15},
-            **{"sft_learning_rate": 1e-4, "online_learning_rate": 2e-5},
-        },
+        "smol": {"max_new_tokens": 160, "phase_one": 0.125, "srt_learning_rate": 1e-4},
+        "gpu": {"max_new_tokens": 1024, "srt_learning_rate": 1e-4},
     }
+
+    def check(self) -> None:
+        super().check()
+        if self.prompts * self.samples % (1 + self.revisions):
+            each = self.prompts * self.samples
+            raise ConfigError(f"--revisions {self.revisions}: 1 + revisions must divide --prompts x --samples, {each}")
+        if not 0 <= self.phase_one <= 1:
+            raise ConfigError(f"--phase-one {self.phase_one}: is a share of the completions, from 0 to 1")
 
 
 # --- phase 1: self-revision training ----------------------------------------------------------------------------------
@@ -140,17 +108,17 @@ def revision_chats(rollouts: Rollouts) -> list[prompts.Chat]:
     ]
 
 
-def revise(run: Run, config: Config, drafts: Rollouts) -> list[Trace]:
+def revise(run: Run, drafts: Rollouts, revisions: int) -> list[Trace]:
     """Revise one draft per problem with the phrase for its reward; keep what is right, each revision once."""
     right = drafts.rewards[:, 0].bool()
     attempts = [group[0] for group in drafts.completions]
-    revisions = run.sample(revision_chats(drafts), config.samples - 1)
-    rewards = run.rewards(drafts.problems, revisions)
+    revised = run.sample(revision_chats(drafts), revisions)
+    rewards = run.rewards(drafts.problems, revised)
     for name, rows in (("corrected", ~right), ("kept", right)):
         if rows.any():
             run.log(**{name: rewards[rows].mean()})
     traces = []
-    for attempt, group, kept in zip(attempts, revisions, rewards, strict=True):
+    for attempt, group, kept in zip(attempts, revised, rewards, strict=True):
         x = len(attempt.prompt)  # a revision's prompt is the draft's with draft and phrase behind it
         for ids in {c.ids: None for c, r in zip(group, kept, strict=True) if r}:
             traces.append([list(attempt.prompt), list(group[0].prompt[x:]), list(ids)])
@@ -165,31 +133,21 @@ def srt_batch(traces: Sequence[Trace], config: Config) -> Batch:
     """
     batch = Batch([(x, [*draft, *revision]) for x, draft, revision in traces])
     once, twice = config.generation_weight, config.generation_weight + config.revision_weight
-    weights = [w for _, draft, revision in traces for w in [once] * len(draft) + [twice] * len(revision)]
-    batch.fields["weight"] = torch.tensor(weights)
+    counts = [n for _, draft, revision in traces for n in [once] * len(draft) + [twice] * len(revision)]
+    batch.fields["counts"] = torch.tensor(counts)
     return batch
 
 
-def fine_tune(run: Run, config: Config, collected: int, batch_of: Callable[[list], Batch]) -> int:
-    """Epochs on what the first ``collected`` steps left in the run's state; returns the number of steps that took."""
-    end = collected + config.epochs
-    for step in run.steps(end):
-        if step == collected:
-            run.trainer.new_optimizer(config.sft_learning_rate)
-        batch = batch_of(run.state["traces"])
+def train_srt(run: Run, config: Config, steps: int) -> None:
+    """Drafts and revisions of the base with the completions of ``steps`` steps, then epochs of L_SRT."""
+    drafts = config.prompts * config.samples // (1 + config.revisions)
+    for _ in run.stage("draft and revise", steps, begin=lambda: run.kept.update(traces=[])):
+        run.kept["traces"] += revise(run, run.rollout(run.next_problems(drafts), 1), config.revisions)
+    for _ in run.stage("SRT", config.epochs, learning_rate=config.srt_learning_rate):
+        batch = srt_batch(run.kept["traces"], config)
         run.log(traces=len(batch.sequences))
         for mini in batch.split(max(1, len(batch.sequences) // config.batch), run.rng):
-            mini.fields["weight"] = mini.fields["weight"] * token_mean(mini)
-            run.update(mini, nll)
-    return end
-
-
-def train_srt(run: Run, config: Config, iterations: int) -> int:
-    """Drafts and revisions of the base, then L_SRT; returns the number of steps that took."""
-    for _ in run.steps(iterations):
-        drafts = run.rollout(run.next_problems(config.prompts), 1)
-        run.state.setdefault("traces", []).extend(revise(run, config, drafts))
-    return fine_tune(run, config, iterations, lambda traces: srt_batch(traces, config))
+            run.update(mini, lambda logp, f: -f.counts * logp)
 
 
 # --- phase 2: on-policy self-distillation -----------------------------------------------------------------------------
@@ -214,96 +172,59 @@ def divergence(config: Config) -> Divergence:
     return partial(on_top_k, divergence=partial(mixed_kl, weight=config.kl_weight), k=config.top_k)
 
 
-def distill(run: Run, config: Config, contexts: Callable, teacher: str | None) -> None:
+def distill(run: Run, config: Config, contexts: Callable, teacher: str) -> None:
     """One rollout step: one answer per problem, then the divergence from the teacher at each of its tokens."""
     rollouts = run.rollout(run.next_problems(config.prompts * config.samples), 1)
     batch = rollouts.batch()
-    batch.contexts, batch.teacher = contexts(run, rollouts), teacher
+    batch.contexts = contexts(run, rollouts)
     for mini in batch.split(config.minibatches, run.rng):
-        mini.fields["weight"] = token_mean(mini)
-        run.update(mini, lambda d, f: d * f.weight, divergence(config))
+        run.distill(mini, divergence(config), teacher)
 
 
 # --- the arms ---------------------------------------------------------------------------------------------------------
 
 
-def rft(run: Run, config: Config) -> None:
-    """Rejection-sampling fine-tuning as in the paper: all samples are the base's; right ones are kept, each once."""
-    for _ in run.steps(config.iterations):
-        rollouts = run.rollout(run.next_problems(config.prompts), config.samples)
-        for group, kept in zip(rollouts.completions, rollouts.rewards, strict=True):
-            right = dict.fromkeys((c.prompt, c.ids) for c, r in zip(group, kept, strict=True) if r)
-            run.state.setdefault("traces", []).extend([list(x), list(y)] for x, y in right)
-
-    def once(traces: list) -> Batch:
-        batch = Batch([(x, y) for x, y in traces])
-        batch.fields["weight"] = torch.ones(sum(batch.lengths))
-        return batch
-
-    fine_tune(run, config, config.iterations, once)
-
-
-def slower(run: Run, config: Config) -> None:
-    """The learning rate of the arms without a teacher that train on fresh samples; a resumed run has it already."""
-    if run.step == 0:
-        run.trainer.new_optimizer(config.online_learning_rate)
-
-
-def rft_online(run: Run, config: Config) -> None:
-    """RFT with fresh samples of the policy at every step: stronger than the paper's."""
-    slower(run, config)
-    train_rft(run, config.iterations, config.prompts, config.samples, config.minibatches)
-
-
-def grpo(run: Run, config: Config) -> None:
-    """Group-relative policy gradient."""
-    slower(run, config)
-    settings = GRPO(minibatches=config.minibatches, clip_low=config.clip, clip_high=config.clip)
-    train_grpo(run, config.iterations, config.prompts, config.samples, settings)
-
-
 def sdft(run: Run, config: Config) -> None:
     """Phase 2 with the base as the teacher, which reads the reference solution in place of answer and phrase."""
-    for _ in run.steps(config.iterations):
-        distill(run, config, reference_contexts, None)
+    for _ in run.stage("distil", config.steps):
+        distill(run, config, reference_contexts, BASE)
 
 
 def srt(run: Run, config: Config) -> None:
     """Phase 1 with all samples."""
-    train_srt(run, config, config.iterations)
+    train_srt(run, config, config.steps)
 
 
-def sd_zero(run: Run, config: Config, rounds: int = 1, start: str = "base", srt_iterations: int | None = None) -> None:
+def sd_zero(run: Run, config: Config, rounds: int = 1, start: str = "base", with_srt: bool = True) -> None:
     """Phase 1, then phase 2 in ``rounds``: the first one's teacher is the SRT model, a later one's the student so far.
 
     ``start``: phase 2's student begins as the base or as the SRT model. The latter's answers are already draft, phrase
     and revision, and behind a second phrase the reviser, who learned on single drafts, predicts a blank line.
     """
-    phase_1 = config.srt_iterations if srt_iterations is None else srt_iterations
-    first = train_srt(run, config, phase_1) if phase_1 else 0
-    steps = config.iterations - phase_1
-    begins = [first + steps * r // rounds for r in range(rounds)]
-    for step in run.steps(first + steps):
-        if step in begins:
-            run.policy.freeze_copy("teacher")
-        if step == first:
-            run.trainer.new_optimizer(config.learning_rate)
-            if start == "base":
-                run.policy.reset()
-        distill(run, config, revision_contexts, "teacher")
+    first = round(config.phase_one * config.steps) if with_srt else 0
+    steps = config.steps - first
+    if first:
+        train_srt(run, config, first)
+    for part in range(rounds):
+        more = {} if part else {"learning_rate": config.learning_rate, "from_base": start == "base"}
+        length = steps * (part + 1) // rounds - steps * part // rounds
+        for _ in run.stage(f"distil, round {part + 1}", length, freeze="teacher", **more):
+            distill(run, config, revision_contexts, "teacher")
 
 
 # --- evaluation -------------------------------------------------------------------------------------------------------
 
 REGIONS = ("right answers", "before the error", "first wrong step", "after the error")
 SIGNALS = tuple(f"divergence, {region}" for region in REGIONS)
+CUES = (prompts.CUE_WRONG, prompts.CUE_RIGHT)
 
 
 def regions(solution: str, pieces: Sequence[str], right: bool) -> list[str | None]:
     """The region of each token of an answer, from the tokens' texts; None behind its first final answer.
 
-    The first wrong step is the first line that isn't the reference's: 98 to 100 % of right answers are written like it.
-    Left out: answers whose draft and final answer differ in their verdict, and the decision to stop (that's of length).
+    The first wrong step is the first line that isn't the reference's; "right answers like the reference" tells how far
+    that holds. Left out: answers whose draft and final answer differ in their verdict, and the decision to stop (which
+    is one of length).
     """
     before = ["".join(pieces[:i]) for i in range(len(pieces) + 1)]
     attempt = next((text for text in before if extract_answer(text) is not None), before[-1])
@@ -320,74 +241,48 @@ def regions(solution: str, pieces: Sequence[str], right: bool) -> list[str | Non
     return labels
 
 
-def signal(run: Run, config: Config, rollouts: Rollouts) -> Metrics:
+def signal(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Divergence per token from the teacher by region; without a teacher, the policy's own as a reviser."""
     batch = rollouts.batch()
-    batch.contexts, batch.teacher = revision_contexts(run, rollouts), "teacher"
-    if "teacher" not in run.policy.copies:
-        run.policy.freeze_copy("teacher")
-    values = run.values(batch, divergence(config)).cpu().numpy()
+    batch.contexts = revision_contexts(run, rollouts)
+    teacher = "teacher" if "teacher" in run.policy.copies else POLICY
+    values = run.divergences(batch, divergence(config), teacher).cpu().numpy()
     labels: list[str | None] = []
     for problem, (c,), r in zip(rollouts.problems, rollouts.completions, rollouts.rewards[:, 0], strict=True):
         pieces = run.policy.tokenizer.batch_decode([[i] for i in c.ids], skip_special_tokens=True)
         labels += regions(problem.solution, pieces, bool(r))
     at = {region: np.asarray([label == region for label in labels]) for region in REGIONS}
-    metrics: Metrics = {f"divergence, {name}": float(values[rows].mean()) for name, rows in at.items() if rows.any()}
-    elsewhere = at[REGIONS[0]] | at[REGIONS[1]] | at[REGIONS[3]]
-    metrics["divergence, elsewhere"] = float(values[elsewhere].mean()) if elsewhere.any() else 0.0
+    at["elsewhere"] = at[REGIONS[0]] | at[REGIONS[1]] | at[REGIONS[3]]
+    metrics = {f"divergence, {name}": number(values[rows].mean()) for name, rows in at.items() if rows.any()}
     for name, rows in (("right", at[REGIONS[0]]), ("wrong", at[REGIONS[1]] | at[REGIONS[2]] | at[REGIONS[3]])):
         largest = np.sort(values[rows])[::-1]
-        share = largest[: len(largest) // 20 + 1].sum() / max(largest.sum(), 1e-9)
-        metrics[f"share of the largest 5 %, {name}"] = float(share)
+        part = largest[: len(largest) // 20 + 1].sum() / max(largest.sum(), 1e-9)
+        metrics[f"share of the largest 5 %, {name}"] = share(part)
     return metrics
 
 
-def revisions(run: Run, config: Config, completions: list[list[Completion]], rewards: torch.Tensor) -> Metrics:
+def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Generate-then-revise with the true verdict on the first sample; its signal; the teacher's own accuracy."""
-    problems = load(config.task, config.eval_split, config.eval_problems, 0, config.data)
+    problems = rollouts.problems
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
-    metrics: Metrics = {}
+    metrics: dict[str, Metric] = {}
     if "teacher" in run.policy.copies:  # the student as it was when its last round began
         drawn = run.sample([prompts.solve(p) for p in problems], 2, adapter="teacher", generator=generator)
-        metrics["accuracy, teacher"] = run.rewards(problems, drawn).mean(1).tolist()
-    first = Rollouts(problems, [group[:1] for group in completions], rewards[:, :1])
+        metrics["accuracy, teacher"] = share(run.rewards(problems, drawn).mean(1))
+    first = rollouts.part(len(problems), 1)
     right = first.rewards[:, 0]
     after = run.rewards(problems, run.sample(revision_chats(first), 1, generator=generator))[:, 0]
-    metrics["acc@t1"], metrics["acc@t2"] = right.tolist(), after.tolist()
-    metrics["c_to_i"] = (right * (1 - after)).tolist()  # the verdict is the true one, and still some are lost
+    metrics["acc@t1"], metrics["acc@t2"] = share(right), share(after)
+    metrics["c_to_i"] = share(right * (1 - after))  # the verdict is the true one, and still some are lost
     if (right == 0).any():
-        metrics["correction rate"] = float(after[right == 0].mean())
+        metrics["correction rate"] = share(after[right == 0].mean())
     texts = [c.text for (c,) in first.completions]
-    cues = (prompts.CUE_WRONG, prompts.CUE_RIGHT)
-    metrics["self-revised"] = float(np.mean([any(cue in text for cue in cues) for text in texts]))
+    metrics["self-revised"] = share([any(cue in text for cue in CUES) for text in texts])
     written = [t.endswith(p.solution) for t, p, r in zip(texts, problems, right, strict=True) if r]
-    metrics["right answers like the reference"] = float(np.mean(written)) if written else 0.0
+    metrics["right answers like the reference"] = share(np.mean(written) if written else 0.0)
     if config.task == "arithmetic":  # only there the first wrong step is known
-        metrics.update(signal(run, config, first))
+        metrics |= signal(run, config, first)
     return metrics
-
-
-def evaluate(run: Run, config: Config) -> Metrics:
-    """The common metrics and those of the paper, from the same completions."""
-    return evaluation.evaluate(run, config, partial(revisions, run, config))
-
-
-ARMS = {
-    "base": lambda run, config: None,
-    "rft": rft,
-    "rft_online": rft_online,
-    "grpo": grpo,
-    "sdft": sdft,
-    "srt": srt,
-    "sd_zero": sd_zero,
-    "sd_zero_sync": partial(sd_zero, rounds=2),
-}
-
-
-def over(left: str, right: str, text: str, published: str, metric: str = "accuracy") -> Claim:
-    """One arm's metric is above another's."""
-    name = f"{left}_over_{right}_{metric}".replace(" ", "_")
-    return Claim(name, text, (left, metric), (right, metric), published=published)
 
 
 def signal_over(region: str, text: str, arm: str = "sd_zero") -> Claim:
@@ -396,41 +291,56 @@ def signal_over(region: str, text: str, arm: str = "sd_zero") -> Claim:
     return Claim(f"{arm}_signal_over_{region}".replace(" ", "_"), text, *sides, published="concentrated on few tokens")
 
 
-ONLINE = ("rft_online", "grpo", "sdft", "sd_zero", "sd_zero_sync")  # RFT and SRT sample the base throughout
-
+over = Claim.over
 PAPER = Paper(
     slug="sd_zero",
     title="Self-Distillation Zero: Self-Revision Turns Binary Rewards into Dense Supervision",
     arxiv="2604.12002",
+    family="self-distillation",
     config=Config,
-    arms=ARMS,
-    extra_arms={"sd_only": partial(sd_zero, srt_iterations=0), "sd_zero_from_srt": partial(sd_zero, start="srt")},
+    arms={
+        "rft": standard("rft"),
+        "rft_online": standard("rft_online"),
+        "grpo": standard("grpo"),
+        "sdft": sdft,
+        "srt": srt,
+        "sd_zero": sd_zero,
+        "sd_zero_sync": partial(sd_zero, rounds=2),
+        "sd_only": Arm(partial(sd_zero, with_srt=False), by_name=True),
+        "sd_zero_from_srt": Arm(partial(sd_zero, start="srt"), by_name=True),
+    },
     claims=(
-        over("sd_zero", "rft", "SD-Zero ends above RFT at equal samples", "+6.0 (4B), +4.8 (7B)"),
-        over("sd_zero", "rft_online", "SD-Zero ends above online RFT at equal samples", ""),
-        over("sd_zero", "grpo", "SD-Zero ends above GRPO at equal samples", "+7.2 (4B), +6.7 (7B)"),
-        over("sd_zero", "srt", "SD-Zero ends above SRT at equal samples", "+2.7 (4B), +1.2 (7B)"),
-        over("sd_zero", "sdft", "SD-Zero ends above SDFT, whose teacher reads solutions", "+9.1 (4B), +8.1 (7B)"),
-        over("srt", "rft", "SRT ends above RFT at equal samples", "+3.3 (4B), +3.6 (7B)"),
-        over("sd_zero_sync", "sd_zero", "Synchronising the teacher half-way ends higher", "+3, after a plateau"),
+        over("sd_zero", "rft", text="SD-Zero ends above RFT", published="+6.0 (4B), +4.8 (7B)", primary=True),
+        over("sd_zero", "rft_online", text="SD-Zero ends above online RFT"),
+        over("sd_zero", "grpo", text="SD-Zero ends above GRPO", published="+7.2 (4B), +6.7 (7B)"),
+        over("sd_zero", "srt", text="SD-Zero ends above SRT", published="+2.7 (4B), +1.2 (7B)"),
+        over("sd_zero", "sdft", text="SD-Zero ends above SDFT, with solutions", published="+9.1 (4B), +8.1 (7B)"),
+        over("srt", "rft", text="SRT ends above RFT", published="+3.3 (4B), +3.6 (7B)"),
+        over(
+            "sd_zero_sync", "sd_zero", text="A teacher synchronised half-way ends higher", published="+3, on a plateau"
+        ),
         Claim(
             *("second_round_gains", "The second round, with the teacher synchronised, gains again"),
             *(("sd_zero_sync", "accuracy"), ("sd_zero_sync", "accuracy, teacher")),
             published="+3, after a plateau",
         ),
-        over("srt", "sd_zero", "SRT's answers are longer than SD-Zero's", "8458 and 3518 tokens", "length"),
-        over("srt", "base", "SRT corrects more of its wrong answers than the base", "+0.123", "correction rate"),
+        over("srt", "sd_zero", "length", text="SRT's answers are longer than SD-Zero's", published="8458, 3518 tokens"),
+        Claim(
+            *("srt_corrects", "SRT corrects more of its wrong answers than the base"),
+            *(("srt", "correction rate"), ("base", "correction rate")),
+            published="+0.123",
+        ),
         signal_over("elsewhere", "The reviser's signal is larger at the first wrong step than elsewhere"),
         signal_over(REGIONS[3], "It is larger at the first wrong step than after it"),
         signal_over(REGIONS[0], "Before training it is larger there than on right answers", "base"),
     ),
-    columns=("accuracy", "pass@4", "greedy", "entropy", "length", "acc@t2", "correction rate", "accuracy, teacher"),
+    columns=("accuracy", "pass@8", "greedy", "entropy", "length", "acc@t2", "correction rate", "accuracy, teacher"),
     published={"base": "49.8", "rft": "54.3", "grpo": "53.1", "sdft": "51.2", "srt": "57.6", "sd_zero": "60.3"},
     published_setting="Qwen3-4B-Instruct-2507, average of eight benchmarks",
-    evaluate=evaluate,
+    measure=measure,
     curves=("reward", "entropy", "length"),
     panels=(
-        Panel("accuracy of the rollouts", ("reward",), x="sampled_tokens", arms=ONLINE),
+        Panel("accuracy (validation)", ("validation",), x="sampled_tokens"),
         Panel("tokens an answer", ("length",), "bars", arms=("base", "srt", "sd_zero")),
         Panel("signal, nats a token", SIGNALS, "bars", arms=("base", "srt", "sd_zero")),
     ),

@@ -43,12 +43,12 @@ class RunConfig:
     """Choose hyperparameters on validation, report on test."""
     eval_samples: int = 8
     """Samples per evaluation problem, for accuracy (mean over samples) and pass@k."""
-    max_new_tokens: int = 96
+    max_new_tokens: int = 192
     """Limit of one completion; a truncated completion is wrong."""
     temperature: float = 1.0
     """Sampling temperature of rollouts and of the evaluation."""
-    iterations: int = 25
-    """Rollout steps."""
+    steps: int = 20
+    """Rollout steps; with prompts and samples the protocol's budget of completions."""
     prompts: int = 32
     """Problems per rollout step."""
     samples: int = 8
@@ -63,8 +63,8 @@ class RunConfig:
     """Token budget of one micro-batch, prompts and padding included; it changes memory and speed, not results."""
     rows_per_batch: int = 256
     """Completions that are decoded side by side."""
-    monitors: int = 0
-    """Measurements of the accuracy on validation problems over a training, outside its budget."""
+    monitors: int = 8
+    """Measurements of the accuracy on validation problems over each stage of a training, outside its budget."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {},
@@ -78,7 +78,7 @@ class RunConfig:
             "max_new_tokens": 64,
             "temperature": 0.5,  # at 1 this model writes noise, 2 nats a token
             "prompts": 8,
-            "iterations": 16,
+            "steps": 16,
             "learning_rate": 2e-4,
             "tokens_per_batch": 4096,
             "rows_per_batch": 64,
@@ -93,7 +93,7 @@ class RunConfig:
             "train_problems": 4096,
             "eval_samples": 4,
             "max_new_tokens": 512,
-            "iterations": 60,
+            "steps": 60,
             "prompts": 16,
             "learning_rate": 2e-5,
             "tokens_per_batch": 4096,  # what a card of 24 GB has room for (repro bench --plan)
@@ -113,7 +113,7 @@ class RunConfig:
         """Raise ConfigError for values that can't work."""
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            zero = field.default == 0 or field.name == "iterations" or field.name.startswith("warmup")
+            zero = field.default == 0 or field.name in ("steps", "monitors") or field.name.startswith("warmup")
             if type(value) is int and value < 1 and not zero:
                 raise ConfigError(f"--{field.name.replace('_', '-')} {value}: must be at least 1")
             if type(value) is int and value < 0:
@@ -136,6 +136,8 @@ class Launch:
     """Number of seeds, each with every arm."""
     first_seed: int = 0
     """The first of them. Choose hyperparameters on other seeds than the reported 0, 1, 2, ..."""
+    until_decided: bool = False
+    """Add seeds, up to 5, 10 and 20, until the primary claim is decided; --seeds is not used then."""
     arms: tuple[str, ...] = ()
     """Only these arms; without it, all."""
     workers: int = 0
@@ -146,8 +148,17 @@ class Launch:
     """Also show the progress in this tracker (installed by you; nothing needs an account)."""
     memory_limit: float = 0
     """GB of GPU memory that a process may use; 0: all. What doesn't fit is made smaller, and a line says how."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: the GPU if there is one, but the CPU for the preset tiny: its model is too small for a GPU."""
+    sampler: Literal["auto", "shared", "static"] = "auto"
+    """shared: samples that agree share a row. static: slots and CUDA graphs. auto: static on a GPU. Random numbers
+    differ between them, as between devices."""
     merge: Literal["auto", "always", "never"] = "auto"
     """Sample from a plain copy with the adapter merged in, or through base and adapter; auto: the copy if it fits."""
+
+    def for_preset(self, preset: str) -> Launch:
+        """With the device that ``auto`` stands for where the preset says so."""
+        return dataclasses.replace(self, device="cpu") if (self.device, preset) == ("auto", "tiny") else self
 
 
 def parse(config: type[RunConfig], argv: list[str], prog: str, description: str) -> tuple[RunConfig, Launch]:
@@ -173,4 +184,4 @@ def parse(config: type[RunConfig], argv: list[str], prog: str, description: str)
     options.config.check()
     if options.launch.seeds < 1:
         raise ConfigError(f"--seeds {options.launch.seeds}: must be at least 1")
-    return options.config, options.launch
+    return options.config, options.launch.for_preset(options.config.preset)

@@ -1,4 +1,4 @@
-"""What an arm works with: rollouts and updates with their budget, checkpoints, history."""
+"""What an arm works with: problems, rollouts and updates with their budget, stages that survive a kill, history."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from repro.launch.samples import Recorder
 from repro.launch.storage import load_checkpoint, save_checkpoint, write_atomically
 from repro.launch.track import Log
 from repro.model.logprobs import Divergence, TokenFunction, token_logprob
-from repro.model.policy import Policy
+from repro.model.policy import POLICY, Policy
 from repro.model.sampling import Completion, Decoding, sample
-from repro.model.training import Batch, TokenLoss, Trainer
+from repro.model.training import Batch, Mean, Reading, TokenLoss, Trainer, as_they_are
 from repro.paper import Paper
 from repro.tasks import prompts
 from repro.tasks.loading import load
@@ -50,6 +50,11 @@ class Rollouts:
     def select(self, rows: Sequence[int]) -> Rollouts:
         return Rollouts([self.problems[i] for i in rows], [self.completions[i] for i in rows], self.rewards[list(rows)])
 
+    def part(self, problems: int, samples: int) -> Rollouts:
+        """The first samples of the first problems: for further measurements that would cost too much on all of them."""
+        rows = [group[:samples] for group in self.completions[:problems]]
+        return Rollouts(self.problems[:problems], rows, self.rewards[:problems, :samples])
+
     def batch(self) -> Batch:
         """All completions as one batch, a problem's samples side by side."""
         return Batch([(c.prompt, c.ids) for group in self.completions for c in group])
@@ -62,13 +67,7 @@ class Run:
         self.paper, self.arm, self.seed, self.config, self.folder = paper, arm, seed, config, folder
         self.policy = Policy(config, seed)
         self.trainer = Trainer(
-            self.policy,
-            config.learning_rate,
-            config.warmup,
-            config.max_grad_norm,
-            config.tokens_per_batch,
-            config.temperature,
-            say,
+            self.policy, config.learning_rate, config.warmup, config.max_grad_norm, config.tokens_per_batch, say
         )
         self.generator = torch.Generator(self.policy.device).manual_seed(seed)  # sampling
         self.rng = torch.Generator().manual_seed(seed)  # everything else that is random
@@ -78,7 +77,9 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.budget: dict[str, float] = defaultdict(float)
         self.phases: dict[str, dict[str, float]] = {}
-        self.state: dict = {}  # a paper's own state; kept in the checkpoint
+        self.kept: dict = {}  # a paper's own data; JSON-like values and tensors, kept in the checkpoint
+        self._stages: list[dict] = []  # those that have begun: name, first step, number of steps
+        self._entered = 0  # of them, in this process
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._resume()
         self.recorder: Recorder | None = Recorder(folder, self.policy.tokenizer, self.step)
@@ -86,22 +87,52 @@ class Run:
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def steps(self, total: int) -> Iterator[int]:
-        """Steps 0 ... total-1 without those done before an interruption; each is saved when it is over."""
-        began, first = time.monotonic(), self.step
-        while self.step < total:
-            yield self.step
+    def stage(
+        self,
+        name: str,
+        steps: int,
+        *,
+        learning_rate: float | None = None,
+        from_base: bool = False,
+        freeze: str = "",
+        begin: Callable[[], None] | None = None,
+    ) -> Iterator[int]:
+        """Steps 0 ... steps-1 of a stage of the training; each is saved when it is over, and none is done twice.
+
+        What a stage begins with is done once, however often the run is interrupted: ``freeze`` keeps the policy as it
+        is under this name, ``from_base`` takes the policy back to the base, ``begin`` is called. A stage with
+        ``learning_rate`` or ``from_base`` has a new optimiser with its own warm-up; without, training goes on.
+        """
+        number = self._entered
+        self._entered += 1
+        if number == len(self._stages):
+            self._stages.append({"name": name, "first": self.step, "steps": steps})
+            if freeze:
+                self.policy.freeze_copy(freeze)
+            if from_base:
+                self.policy.reset()
+            if from_base or learning_rate is not None:
+                self.trainer.new_optimizer(learning_rate)
+            if begin:
+                begin()
+        first, steps = self._stages[number]["first"], self._stages[number]["steps"]
+        began, done = time.monotonic(), self.step
+        while self.step < first + steps:
+            yield self.step - first
             self.step += 1
-            if self.config.monitors and self.step % -(-total // self.config.monitors) == 0:
-                self.monitor()
-            spent = {name: self.budget[name] for name in ("completions", "sampled_tokens")}  # from the start until here
-            logged = {name: float(np.mean(values)) for name, values in self._logged.items()}
-            self.history.append({"step": self.step, **spent, **logged})
-            self._logged.clear()
-            self._save()
-            self.track(self.history[-1])
-            rate = (time.monotonic() - began) / (self.step - first)
-            self._report(total, rate)
+            self._end_step(name, self.step - first, steps)
+            self._report(name, self.step - first, steps, (time.monotonic() - began) / (self.step - done))
+
+    def _end_step(self, name: str, done: int, steps: int) -> None:
+        every = -(-steps // self.config.monitors) if self.config.monitors else 0
+        if every and done % every == 0 and self.budget["optimizer_steps"]:  # before, it is the base's
+            self.monitor()
+        spent = {name: self.budget[name] for name in ("completions", "sampled_tokens")}  # from the start until here
+        logged = {name: float(np.mean(values)) for name, values in self._logged.items()}
+        self.history.append({"step": self.step, **spent, **logged})
+        self._logged.clear()
+        self._save()
+        self.track(self.history[-1])
 
     def next_problems(self, count: int) -> list[Problem]:
         """The next training problems; every arm of a seed sees the same ones in the same order."""
@@ -109,6 +140,11 @@ class Run:
         chosen = [self.problems[(self.position + i) % size] for i in range(count)]
         self.position += count
         return chosen
+
+    def held_out(self, size: int | None = None) -> list[Problem]:
+        """The problems of the evaluation, the same for every arm and seed; ``size``: another number of them."""
+        config = self.config
+        return load(config.task, config.eval_split, size or config.eval_problems, 0, config.data)
 
     def log(self, **values: float) -> None:
         """Numbers of this step; several values of one name are averaged, NaN ("not defined here") is left out."""
@@ -123,11 +159,11 @@ class Run:
         chats: Sequence[Chat | Sequence[int]],
         samples: int,
         temperature: float | None = None,
-        adapter: str | None = "policy",
+        adapter: str = POLICY,
         generator: torch.Generator | None = None,
         stop: Sequence[int] = (),
     ) -> list[list[Completion]]:
-        """``samples`` completions of each conversation, by the policy or by another adapter (None: the reference).
+        """``samples`` completions of each conversation, by the policy, by BASE or by a frozen copy.
 
         A conversation may be given as token ids: what the policy wrote before is then gone on with token by token.
         ``stop``: further tokens that end a completion.
@@ -144,8 +180,10 @@ class Run:
                 generator or self.generator,
                 self.config.rows_per_batch,
             )
-        self.budget["completions"] += len(chats) * samples
-        self.budget["sampled_tokens"] += sum(len(c.ids) for group in completions for c in group)
+        if adapter == POLICY and self.policy.merge_rounds:
+            self.log(merged=self.policy.merged_share())
+        self.spend(completions=len(chats) * samples)
+        self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
         return completions
 
     def rewards(self, problems: Sequence[Problem], completions: list[list[Completion]]) -> torch.Tensor:
@@ -154,14 +192,14 @@ class Run:
             pairs = [(p, c) for p, group in zip(problems, completions, strict=True) for c in group]
             right = score([p for p, _ in pairs], [c.text for _, c in pairs])
             values = [0.0 if c.truncated else r for (_, c), r in zip(pairs, right, strict=True)]
-        rewards = torch.tensor(values).view(len(problems), -1)
+        rewards = torch.tensor(values).view(len(problems), -1) if values else torch.zeros(len(problems), 0)
         if self.recorder:
             self.recorder.add(self.step + 1, problems, completions, rewards)
         return rewards
 
-    def rollout(self, problems: list[Problem], samples: int) -> Rollouts:
+    def rollout(self, problems: list[Problem], samples: int, adapter: str = POLICY) -> Rollouts:
         """Sample solutions of the problems, reward them, and log reward, entropy, length and truncation."""
-        completions = self.sample([prompts.solve(p) for p in problems], samples)
+        completions = self.sample([prompts.solve(p) for p in problems], samples, adapter=adapter)
         rewards = self.rewards(problems, completions)
         every = [c for group in completions for c in group]
         self.log(
@@ -185,9 +223,13 @@ class Run:
                 content = make(self, *arguments)
             write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
         stored = json.loads(file.read_text())
-        for k, v in stored["spent"].items():
-            self.budget[k] += v
+        self.spend(**stored["spent"])
         return stored["content"]
+
+    def spend(self, **amounts: float) -> None:
+        """Add to the budget that the result tells."""
+        for name, amount in amounts.items():
+            self.budget[name] += amount
 
     @contextmanager
     def off_budget(self) -> Iterator[dict[str, float]]:
@@ -214,28 +256,63 @@ class Run:
         self.log(validation=accuracy)
         return accuracy
 
-    # --- updates ----------------------------------------------------------------------------------------------------
+    # --- what the model says of given completions -------------------------------------------------------------------
+
+    def logprobs(self, batch: Batch, adapter: str = POLICY, temperature: float = 1.0) -> torch.Tensor:
+        """log p of every completion token, no gradient, [tokens]."""
+        return self.values(batch, token_logprob, adapter, temperature)
 
     def values(
-        self, batch: Batch, function: TokenFunction | Divergence = token_logprob, adapter: str | None = "policy"
+        self, batch: Batch, function: TokenFunction, adapter: str = POLICY, temperature: float = 1.0
     ) -> torch.Tensor:
-        """``function`` at every completion token, no gradient, [tokens]; under the policy or another adapter.
+        """``function(logits, targets)`` at every completion token, no gradient, [tokens] or [tokens, k]."""
+        with self.phase("logprobs"), self.policy.using(adapter):
+            return self.trainer.values(batch, Reading(function, temperature))
 
-        For a batch with a teacher's ``contexts``, ``function`` is a divergence between policy and teacher."""
+    def divergences(self, batch: Batch, divergence: Divergence, teacher: str, temperature: float = 1.0) -> torch.Tensor:
+        """``divergence(student, teacher)`` at every token of a batch with the teacher's contexts, no gradient."""
         with self.phase("logprobs"):
-            if adapter == "policy":
-                return self.trainer.values(batch, function)
-            with self.policy.using(adapter):
-                return self.trainer.values(batch, function)
+            return self.trainer.values(batch, Reading(divergence, temperature, teacher))
+
+    # --- updates: three verbs for three kinds of loss ---------------------------------------------------------------
 
     def update(
-        self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence = token_logprob, together: int = 1
+        self, batch: Batch, loss: TokenLoss, mean: Mean = "token", temperature: float = 1.0, together: int = 1
     ) -> None:
-        """One optimiser step on the sum of ``loss(values, fields)`` over the batch's tokens (see Trainer.step)."""
+        """One optimiser step on ``loss(logp, f)`` of log-probs [tokens] and the batch's fields (see Trainer.step).
+
+        ``temperature`` divides the logits: 1 for supervised losses, that of the sampling for policy gradients.
+        ``together``: so many neighbours of the batch are never separated (2 for the pairs of a preference loss).
+        """
+        self._step(batch, Reading(token_logprob, temperature), loss, mean, together)
+
+    def update_on_logits(
+        self,
+        batch: Batch,
+        function: TokenFunction,
+        loss: TokenLoss = as_they_are,
+        mean: Mean = "token",
+        temperature: float = 1.0,
+    ) -> None:
+        """One optimiser step on ``loss(values, f)`` with ``values = function(logits, targets)``, [tokens] or more."""
+        self._step(batch, Reading(function, temperature), loss, mean, 1)
+
+    def distill(
+        self,
+        batch: Batch,
+        divergence: Divergence,
+        teacher: str,
+        mean: Mean = "token",
+        temperature: float = 1.0,
+        loss: TokenLoss = as_they_are,
+    ) -> None:
+        """One optimiser step on the divergence from a teacher (BASE or a frozen copy), which reads ``contexts``."""
+        self._step(batch, Reading(divergence, temperature, teacher), loss, mean, 1)
+
+    def _step(self, batch: Batch, reading: Reading, loss: TokenLoss, mean: Mean, together: int) -> None:
         with self.phase("train"):
-            self.log(**self.trainer.step(batch, loss, function, together))
-        self.budget["trained_tokens"] += sum(batch.lengths)
-        self.budget["optimizer_steps"] += 1
+            self.log(**self.trainer.step(batch, loss, reading, mean, together))
+        self.spend(trained_tokens=sum(batch.lengths), optimizer_steps=1)
 
     # --- bookkeeping ------------------------------------------------------------------------------------------------
 
@@ -259,11 +336,11 @@ class Run:
             entry["seconds"] += time.monotonic() - began
             entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], peak)
 
-    def _report(self, total: int, rate: float) -> None:
+    def _report(self, stage: str, done: int, steps: int, rate: float) -> None:
         last = self.history[-1]
         shown = "  ".join(f"{k} {last[k]:.3f}" for k in self.paper.curves if k in last)
-        left = datetime.timedelta(seconds=round(rate * (total - self.step)))
-        line = f"{self.paper.slug}/{self.arm} seed {self.seed}: step {self.step}/{total}  {shown}"
+        left = datetime.timedelta(seconds=round(rate * (steps - done)))
+        line = f"{self.paper.slug}/{self.arm} seed {self.seed}: {stage} {done}/{steps}  {shown}"
         line = f"{line}  {rate:.1f} s/step, {left} left"
         (self.folder / "progress.txt").write_text(line)
         say(line)
@@ -271,6 +348,7 @@ class Run:
     def _save(self) -> None:
         content = {
             "step": self.step,
+            "stages": self._stages,
             "adapter": self.policy.adapter_state(),
             "copies": {name: self.policy.adapter_state(name) for name in self.policy.copies},
             "trainer": self.trainer.state(),
@@ -280,7 +358,7 @@ class Run:
             "history": self.history,
             "budget": dict(self.budget),
             "phases": self.phases,
-            "state": self.state,
+            "kept": self.kept,
         }
         if self.recorder:
             self.recorder.flush()
@@ -290,7 +368,7 @@ class Run:
         content = load_checkpoint(self.folder, lambda text: print(f"repro: {text}", file=sys.stderr, flush=True))
         if content is None:
             return
-        self.step, self.position = content["step"], content["position"]
+        self.step, self.position, self._stages = content["step"], content["position"], content["stages"]
         self.policy.load_adapter_state(content["adapter"])
         for name, state in content["copies"].items():
             self.policy.freeze_copy(name)
@@ -298,7 +376,7 @@ class Run:
         self.trainer.load_state(content["trainer"])
         self.generator.set_state(content["generator"])
         self.rng.set_state(content["rng"])
-        self.history, self.phases, self.state = content["history"], content["phases"], content["state"]
+        self.history, self.phases, self.kept = content["history"], content["phases"], content["kept"]
         self.budget.update(content["budget"])
 
 
@@ -306,27 +384,6 @@ def entropy(completions: Sequence[Completion]) -> float:
     """Mean entropy per token in nats, estimated without bias by the mean of -log p over sampled tokens (T = 1)."""
     tokens = [-logp for c in completions for logp in c.logprobs]
     return float(np.mean(tokens))
-
-
-def unsolved(run: Run, problems: Sequence[Problem], samples: int, seed: int) -> dict[int, list[str]]:
-    """Numbers of the problems that the base gets wrong in all of ``samples`` samples, with its different attempts.
-
-    A problem leaves at its first right sample, so that most samples are spent on the hard ones.
-    """
-    generator = torch.Generator(run.policy.device).manual_seed(seed)
-    left: dict[int, list[str]] = {i: [] for i in range(len(problems))}
-    done = 0
-    while done < samples and left:
-        count, rows = min(samples - done, max(4, done)), list(left)
-        completions = run.sample([prompts.solve(problems[i]) for i in rows], count, None, None, generator)
-        right = run.rewards([problems[i] for i in rows], completions).sum(1)
-        for i, group, solved in zip(rows, completions, right.tolist(), strict=True):
-            if solved:
-                del left[i]
-            else:
-                left[i] += [c.text for c in group if not c.truncated]
-        done += count
-    return {i: list(dict.fromkeys(texts)) for i, texts in left.items()}
 
 
 def say(line: str) -> None:

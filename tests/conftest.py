@@ -6,6 +6,9 @@ from pathlib import Path
 
 if "--gpu" not in sys.argv:  # tests compare with CPU tensors: a GPU of the machine is used only where it is asked for
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Before torch is imported, and for the processes that tests start: two threads wait for each other at every small
+# product, busily, which takes many times as long once anything else runs on the machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -13,11 +16,11 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from repro.config import RunConfig
 from repro.model.policy import Policy
+from repro.model.sampling import Decoding
 
 ROOT = Path(__file__).parent.parent
 TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run
 sys.path.insert(0, str(ROOT))  # tests import papers.nft
-torch.set_num_threads(2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,3 +64,10 @@ def perturb(policy: Policy, scale: float = 0.02, seed: int = 0) -> None:
     with torch.no_grad():
         for p in policy.parameters:
             p.add_(torch.randn(p.shape, generator=generator) * scale)
+
+
+@pytest.fixture(autouse=True)
+def launched_anew(monkeypatch):
+    """What a command sets for its whole process (device, merge, sampler) ends with the test."""
+    for owner, name in ((Policy, "on"), (Policy, "merge"), (Decoding, "sampler")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))

@@ -1,6 +1,5 @@
 """The command line: what a user gets wrong is told in one line with exit code 2."""
 
-import json
 import os
 import subprocess
 import sys
@@ -9,10 +8,9 @@ from dataclasses import fields
 import pytest
 from conftest import ROOT
 
-from repro.cli import ALIASES, load_paper, main, paper_scripts, renew_readme
+from repro.cli import USAGE, VERBS, main, verb
 from repro.config import RunConfig
-from repro.results.files import read_results
-from repro.results.tables import describe
+from repro.scripts import ALIASES, find_script, load_script, paper_scripts
 from repro.tasks.generated import GENERATED
 from repro.tasks.loading import load
 
@@ -38,7 +36,7 @@ def test_unknown_names(capsys):
 def test_an_alias_names_a_script(capsys):
     assert set(ALIASES.values()) <= set(paper_scripts()) and not set(ALIASES) & set(paper_scripts())
     for alias, name in ALIASES.items():
-        assert load_paper(alias).slug == name
+        assert load_script(find_script(alias)).slug == name
     assert "unknown arm; there are base, rl" in refused(capsys, "run", "int", "--arms", "none")
 
 
@@ -59,7 +57,7 @@ def test_values_that_cannot_work(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("preset", RunConfig.PRESETS)
 @pytest.mark.parametrize("paper", paper_scripts())
 def test_the_settings_of_every_preset_can_work(paper, preset):
-    config = load_paper(paper).config.for_preset(preset)
+    config = load_script(find_script(paper)).config.for_preset(preset)
     config.check()
     if config.task in GENERATED:
         for split, size in (("train", config.train_problems), (config.eval_split, config.eval_problems)):
@@ -90,16 +88,10 @@ def test_gpu_preset_without_a_gpu(tmp_path):
     ]
 
 
-def test_list_and_claims(capsys):
-    assert main(["list"]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in paper_scripts())
-    assert main(["claims", "--json"]) == 0
-    claims = json.loads(capsys.readouterr().out)
-    assert claims
-    for claim in claims:
-        assert {"paper", "claim", "preset", "verdict", "seeds", "difference", "interval"} <= claim.keys()
-        assert claim["verdict"] in ("holds", "fails", "undecided")
+def test_every_verb_is_there_and_is_told():
+    assert main([]) == 0
+    for name in VERBS:
+        assert callable(verb(name)) and f"  repro {name} " in USAGE
 
 
 @pytest.mark.parametrize("name", list(paper_scripts()))
@@ -108,21 +100,6 @@ def test_help_lists_every_setting(name):
     assert done.returncode == 0
     for field in (f.name for f in fields(RunConfig)):
         assert f"--{field.replace('_', '-')}" in done.stdout
-
-
-def test_readme_shows_the_committed_results():
-    """The README's tables are those that the result files give."""
-    text = (ROOT / "README.md").read_text()
-    for (slug, preset, _), results in read_results(ROOT / "results").items():
-        if preset == "tiny":
-            assert describe(load_paper(slug), results) in text
-
-
-def test_renew_readme_replaces_only_its_part(tmp_path):
-    file = tmp_path / "README.md"
-    file.write_text("a\n<!-- results x -->\nold\n<!-- end x -->\nb\n")
-    renew_readme(file, "x", "new \\1")
-    assert file.read_text() == "a\n<!-- results x -->\nnew \\1\n<!-- end x -->\nb\n"
 
 
 def test_importing_the_package_is_light():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import statistics
 import subprocess
@@ -32,6 +33,8 @@ from repro.model.sampling import Decoding, sample
 from repro.model.training import Batch, Trainer
 from repro.tasks import prompts as roles
 from repro.tasks.loading import load
+
+SETTINGS = ("model", "task", "data", "quantization", "dtype", "tokens_per_batch")  # of the run, as options
 
 
 class PeakMemory:
@@ -178,20 +181,20 @@ def training_batch(policy: Policy, sequences: int, length: int) -> Batch:
     return batch
 
 
-def plain_loss(policy: Policy, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
+def plain_loss(policy: Policy, batch: Batch) -> torch.Tensor:
     """The loss of a plain loop: all sequences at once, whole logits, then those of the completion tokens."""
     device = policy.device
     ids, mask = pad([[*p, *c] for p, c in batch.sequences], policy.tokenizer.pad_token_id, device)
-    logits = policy.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float() / temperature
+    logits = policy.model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
     logp = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     place = torch.arange(ids.shape[1] - 1, device=device)
     wanted = torch.stack([place >= ids.shape[1] - 1 - n for n in batch.lengths])
     fields = SimpleNamespace(**{name: value.to(device) for name, value in batch.fields.items()})
-    return grpo_loss(logp[wanted], fields, GRPO()).sum()
+    return (grpo_loss(logp[wanted], fields, GRPO()) * fields.weight).sum()
 
 
-def plain_update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch, temperature: float) -> None:
-    plain_loss(policy, batch, temperature).backward()
+def plain_update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+    plain_loss(policy, batch).backward()
     torch.nn.utils.clip_grad_norm_(policy.parameters, 1.0)
     optimizer.step()
     optimizer.zero_grad()
@@ -205,52 +208,72 @@ def measure_update(config: RunConfig, mode: str, sequences: int, length: int) ->
     if mode == "ours":
         work = partial(trainer.step, batch, partial(grpo_loss, settings=GRPO()))
     else:
-        work = partial(plain_update, policy, trainer.optimizer, batch, trainer.temperature)
+        work = partial(plain_update, policy, trainer.optimizer, batch)
     with PeakMemory(policy.device) as peak:
         work()
     return {"seconds": seconds(work, policy.device), "bytes": peak.bytes}
 
 
 def bench_training(words: Sequence[str], sequences: int, length: int, runs: int) -> dict:
-    """One update in processes of its own, ours and the plain loop's in turn: medians of time and memory."""
+    """One update in processes of its own, ours and the plain loop's in turn: medians of time and memory.
+
+    None for what an update that ran out of memory would have said. Raises RuntimeError for any other failure.
+    """
     found: dict[str, list[dict]] = {"ours": [], "plain": []}
     for mode in ("ours", "plain") * runs:
         command = [sys.executable, "-m", "repro.bench.bench", "--update", mode, *words]
         done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"the {mode} update failed: {done.stderr.strip().splitlines()[-1]}")
-        found[mode].append(json.loads(done.stdout.splitlines()[-1]))
+        if done.returncode == 0:
+            found[mode].append(json.loads(done.stdout.splitlines()[-1]))
+            continue
+        reason = (done.stderr.strip() or "killed").splitlines()[-1]
+        if "OutOfMemoryError" not in reason and done.returncode > 0:
+            raise RuntimeError(f"the {mode} update failed: {reason}")
     middle = {
-        (mode, key): statistics.median(row[key] for row in rows)
+        (mode, key): statistics.median(row[key] for row in rows) if rows else None
         for mode, rows in found.items()
         for key in ("seconds", "bytes")
     }
+
+    def ratio(key: str) -> float | None:
+        both = [middle[mode, key] for mode in ("ours", "plain")]
+        return None if None in both else both[0] / max(1e-9, both[1])
+
+    seconds_ = middle["ours", "seconds"]
     return {
-        "training_tokens_per_second": sequences * length / middle["ours", "seconds"],
+        "training_tokens_per_second": None if seconds_ is None else sequences * length / seconds_,
         "training_memory_bytes": middle["ours", "bytes"],
         "plain_memory_bytes": middle["plain", "bytes"],
-        "training_time_ratio": middle["ours", "seconds"] / middle["plain", "seconds"],
-        "training_memory_ratio": middle["ours", "bytes"] / max(1, middle["plain", "bytes"]),
+        "training_time_ratio": ratio("seconds"),
+        "training_memory_ratio": ratio("bytes"),
     }
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def card(found: dict) -> str:
-    """The measurements as lines to read."""
-    return "\n".join(
-        (
-            f"{found['model']} on {found['device']}, {found['threads']} threads, {found['quantization']}",
-            f"sampling  {found['rows']} rows x {found['new_tokens']} tokens: "
-            f"{found['sampling_tokens_per_second']:,.0f} tokens/s, {found['sampling_ratio']:.1f} times generate's "
-            f"{found['generate_tokens_per_second']:,.0f}, {found['sampling_share_of_ceiling']:.0%} of the ceiling; "
-            f"{found['sampling_ratio_with_stops']:.1f} times where completions stop",
-            f"training  {found['sequences']} x {found['length']} tokens: "
-            f"{found['training_tokens_per_second']:,.0f} tokens/s in {found['training_time_ratio']:.2f} of the plain "
-            f"loop's time, {found['training_memory_bytes'] / 1e9:.2f} GB, {found['training_memory_ratio']:.2f} of its "
-            f"{found['plain_memory_bytes'] / 1e9:.2f} GB",
-        )
+def sampling_card(found: dict) -> str:
+    """Machine and sampling, as lines to read."""
+    return (
+        f"{found['model']} on {found['device']}, {found['threads']} threads, {found['quantization']}\n"
+        f"sampling  {found['rows']} rows x {found['new_tokens']} tokens: "
+        f"{found['sampling_tokens_per_second']:,.0f} tokens/s, {found['sampling_ratio']:.1f} times generate's "
+        f"{found['generate_tokens_per_second']:,.0f}, {found['sampling_share_of_ceiling']:.0%} of the ceiling; "
+        f"{found['sampling_ratio_with_stops']:.1f} times where completions stop"
+    )
+
+
+def training_card(found: dict) -> str:
+    """Training, as a line to read."""
+    line = f"training  {found['sequences']} x {found['length']} tokens: "
+    if found["training_tokens_per_second"] is None:
+        return line + "out of memory"
+    line += f"{found['training_tokens_per_second']:,.0f} tokens/s, {found['training_memory_bytes'] / 1e9:.2f} GB; "
+    if found["plain_memory_bytes"] is None:
+        return line + "the plain loop: out of memory"
+    return (
+        line + f"{found['training_time_ratio']:.2f} of the plain loop's time, {found['training_memory_ratio']:.2f} of "
+        f"its {found['plain_memory_bytes'] / 1e9:.2f} GB"
     )
 
 
@@ -259,6 +282,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="repro bench", description=__doc__)
     parser.add_argument("--preset", choices=tuple(RunConfig.PRESETS), default="tiny")
     parser.add_argument("--model", help="tiny, smol, a folder or a hub id; without it, the preset's")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--task", help="whose problems are the prompts; without it, the preset's")
+    parser.add_argument("--data", metavar="FOLDER", help="train.jsonl and test.jsonl in place of the hub")
     parser.add_argument("--quantization", choices=("none", "nf4"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--prompts", type=int, default=32)
@@ -277,8 +303,9 @@ def main(argv: Sequence[str]) -> int:
     if args.plan:
         args.preset, args.model = "gpu", args.plan
     config = RunConfig.for_preset(args.preset)
-    chosen = {name: getattr(args, name) for name in ("model", "quantization", "dtype", "tokens_per_batch")}
+    chosen = {name: getattr(args, name) for name in SETTINGS}
     config = dataclasses.replace(config, **{name: value for name, value in chosen.items() if value})
+    Policy.on = args.device
     if args.plan:
         text, numbers = describe(config, plan(config), args.memory * GIB)
         print(text, json.dumps(numbers), sep="\n")
@@ -298,12 +325,17 @@ def main(argv: Sequence[str]) -> int:
         "length": args.length,
         **bench_sampling(policy, config, args.prompts, args.samples, args.new_tokens, args.runs),
     }
+    print(sampling_card(found), flush=True)
     del policy
-    words = ["--preset", args.preset, "--sequences", str(args.sequences), "--length", str(args.length)]
-    for name in ("model", "quantization", "dtype", "tokens_per_batch"):
-        words += [f"--{name.replace('_', '-')}", str(getattr(config, name))]
+    gc.collect()
+    torch.cuda.empty_cache()  # the updates are measured in processes of their own
+    words = ["--preset", args.preset, "--device", args.device]
+    words += ["--sequences", str(args.sequences), "--length", str(args.length)]
+    for name in SETTINGS:
+        if (value := getattr(config, name)) is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
     found |= bench_training(words, args.sequences, args.length, args.runs)
-    print(card(found))
+    print(training_card(found))
     print(json.dumps(found))
     return 0
 

@@ -52,6 +52,19 @@ class Plan:
         per_token = self.kept_checkpointed + self.kept_layer if checkpointed else self.kept
         return max(0, int(free / per_token))
 
+    def micro_batch(self, memory: float, wanted: int, longest: int) -> tuple[int, bool]:
+        """Tokens of the micro-batches that a run comes to from ``wanted``, and whether with checkpointed layers.
+
+        Halves until they fit, but never below the ``longest`` sequence (``Trainer.step``). 0 where nothing fits.
+        """
+        for checkpointed in (False, True):
+            fits, tokens = self.tokens(memory, checkpointed), wanted
+            while tokens > fits and tokens > longest:
+                tokens = max(tokens // 2, longest)
+            if tokens <= fits:
+                return tokens, checkpointed
+        return 0, True
+
     def rows(self, memory: float, length: int) -> int:
         """Completions of ``length`` tokens, prompts included, that can be sampled side by side."""
         free = (1 - RESERVE) * memory - self.resident(memory)[0] - self.workspace
@@ -136,8 +149,9 @@ def describe(config: RunConfig, found: Plan, memory: float) -> tuple[str, dict]:
         "tokens": found.tokens(memory, False),
         "tokens_checkpointed": found.tokens(memory, True),
     }
-    checkpointed = numbers["tokens"] < length
-    fits = numbers["rows"] > 0 and numbers["tokens_checkpointed"] >= length
+    used, checkpointed = found.micro_batch(memory, config.tokens_per_batch, length)
+    numbers |= {"tokens_used": used, "checkpointed": checkpointed}
+    fits = numbers["rows"] > 0 and used > 0
     lines = [
         f"{config.model}: {found.parameters / 1e9:.2f} billion parameters, {config.quantization} {config.dtype}, "
         f"LoRA rank {config.lora_rank}; an estimate from shapes, for {memory / GIB:g} GB",
@@ -147,6 +161,8 @@ def describe(config: RunConfig, found: Plan, memory: float) -> tuple[str, dict]:
         f"sampling      {numbers['rows']:,} completions of {length} tokens side by side",
         f"training      micro-batches of {numbers['tokens']:,} tokens, {numbers['tokens_checkpointed']:,} with "
         "checkpointed layers",
+        f"the preset    comes from {config.tokens_per_batch:,} tokens to {used:,}, and samples "
+        f"{min(config.rows_per_batch, numbers['rows']):,} completions side by side",
         "it fits" + (", with checkpointed layers" if checkpointed else "") if fits else "it does not fit",
     ]
     return "\n".join(lines), numbers | {"fits": fits}

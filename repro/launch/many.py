@@ -9,26 +9,21 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
-from repro.arm import run_arm
 from repro.config import ConfigError, Launch
 from repro.launch.overview import Overview
 from repro.launch.task import Task
 from repro.launch.track import choose_tracker
-from repro.model.policy import Policy
+from repro.model.policy import Policy, pick_device
+from repro.model.sampling import Decoding
 
-if TYPE_CHECKING:
-    from repro.paper import Paper
-
-Load = Callable[[Path], "Paper"]
+Work = Callable[..., dict]
 
 
 def cores() -> int:
@@ -36,9 +31,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers() -> int:
-    """One process per GPU, or per core where there is none."""
-    return torch.cuda.device_count() or cores()
+def default_workers(device: str) -> int:
+    """One process per GPU, or per core where there is none or ``device`` is "cpu"."""
+    return (device != "cpu" and torch.cuda.device_count()) or cores()
 
 
 def limit_memory(gigabytes: float) -> None:
@@ -55,48 +50,57 @@ def limit_memory(gigabytes: float) -> None:
 
 def prepare(launch: Launch) -> None:
     """What holds for all arms of this process."""
+    Policy.on = launch.device
+    Decoding.sampler = launch.sampler
+    pick_device()
     limit_memory(launch.memory_limit)
     Policy.merge = launch.merge
     choose_tracker(launch.track)
 
 
-def run_tasks(tasks: Sequence[Task], load: Load, launch: Launch) -> list[dict | None]:
-    """The result of each task, None for one that broke off; its error is told in one line when all are over.
+def run_tasks(tasks: Sequence[Task], work: Work, launch: Launch) -> list[dict | None]:
+    """``work(*task.job)`` of each task, None for one that broke off; its error is told in one line when all are over.
 
-    When a worker is killed (by the system, for its memory), its pool is lost; what didn't finish then runs one by one.
+    A task of a folder that an earlier one has made is that one's. When a worker is killed (by the system, for its
+    memory), its pool is lost; what didn't finish then runs one by one.
     """
-    workers = min(launch.workers or default_workers(), len(tasks))
+    once = list({task.folder: task for task in reversed(tasks)}.values())[::-1]
+    workers = min(launch.workers or default_workers(launch.device), len(once))
     prepare(launch)
     if workers <= 1:
-        return [_guarded(task) for task in tasks]
-    with Overview(tasks) as overview:
-        made = _in_processes(tasks, workers, load, overview.show, launch)
-        for i, one in enumerate(made):
-            if isinstance(one, BrokenProcessPool):
-                (made[i],) = _in_processes([tasks[i]], 1, load, lambda _: None, launch)
-    for task, one in zip(tasks, made, strict=True):
-        if isinstance(one, BaseException):
-            tell(task, one)
-    return [one if isinstance(one, dict) else None for one in made]
+        made = {task.folder: _guarded(task, work) for task in once}
+        return [made[task.folder] for task in tasks]
+    with Overview(once) as overview:
+        found = _in_processes(once, workers, work, overview.show, launch)
+        for task in once:
+            if isinstance(found[task.folder], BrokenProcessPool):
+                found |= _in_processes([task], 1, work, lambda _: None, launch)
+    for task in once:
+        if isinstance(error := found[task.folder], BaseException):
+            tell(task, error)
+    return [one if isinstance(one := found[task.folder], dict) else None for task in tasks]
 
 
 def _in_processes(
-    tasks: Sequence[Task], workers: int, load: Load, show: Callable[[int], None], launch: Launch
-) -> list[dict | BaseException]:
-    gpus = torch.cuda.device_count()
+    tasks: Sequence[Task], workers: int, work: Work, show: Callable[[int], None], launch: Launch
+) -> dict[Path, dict | BaseException]:
+    gpus = 0 if launch.device == "cpu" else torch.cuda.device_count()
     threads = max(1, cores() // workers)
     context = get_context("spawn")
     turn = context.Value("i", 0)
     executor = ProcessPoolExecutor(workers, context, _start_worker, (os.getpid(), threads, gpus, turn, launch))
-    futures = [
-        executor.submit(_work, load, task.script, asdict(task.config), task.arm, task.seed, task.out) for task in tasks
-    ]
+    waiting, running, made = list(tasks), {}, {}
     try:
-        open_ones = set(futures)
-        while open_ones:
-            _, open_ones = wait(open_ones, timeout=1)
-            show(len(futures) - len(open_ones))
-        return [future.exception() or future.result() for future in futures]
+        while waiting or running:
+            late = {task.folder for task in waiting} | {task.folder for task in running.values()}
+            for task in [task for task in waiting if task.needs not in late]:
+                waiting.remove(task)
+                running[executor.submit(work, *task.job)] = task
+            over, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+            for future in over:
+                made[running.pop(future).folder] = future.exception() or future.result()
+            show(len(made))
+        return made
     except BaseException:
         for child in active_children():  # their finished steps are saved
             child.terminate()
@@ -105,9 +109,9 @@ def _in_processes(
         executor.shutdown(cancel_futures=True)
 
 
-def _guarded(task: Task) -> dict | None:
+def _guarded(task: Task, work: Work) -> dict | None:
     try:
-        return run_arm(task.paper, task.config, task.arm, task.seed, task.out)
+        return work(*task.job)
     except Exception as error:
         tell(task, error)
         return None
@@ -138,8 +142,3 @@ def _start_worker(parent: int, threads: int, gpus: int, turn, launch: Launch) ->
         os._exit(1)
 
     threading.Thread(target=leave_with_parent, daemon=True).start()
-
-
-def _work(load: Load, script: Path, settings: dict, arm: str, seed: int, out: str) -> dict:
-    paper = load(script)
-    return run_arm(paper, paper.config(**settings), arm, seed, out)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import shutil
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from repro.launch.task import Task
@@ -62,20 +61,27 @@ class Overview:
 def plan(tasks: Sequence[Task], known: Sequence[dict], workers: int) -> tuple[list[list[str]], str]:
     """Header and one row per paper of what is left to do, with minutes and memory measured in ``known`` results."""
     rows = [["paper", "preset", "arms", "seeds", "left to run", "minutes", "GB a process"]]
+    measured: dict[tuple, list[dict]] = defaultdict(list)
+    for r in known:
+        measured[r["paper"], r["arm"], r["digest"]].append(r)
     total, unknown = 0.0, 0
-    for slug in dict.fromkeys(task.paper.slug for task in tasks):
-        mine = [task for task in tasks if task.paper.slug == slug]
+    once = list({task.folder: task for task in tasks}.values())
+    for slug in dict.fromkeys(task.paper for task in once):
+        mine = [task for task in once if task.paper == slug]
         left = [task for task in mine if not task.finished()]
-        settings = json.loads(json.dumps(asdict(mine[0].config)))
-        alike = [r for r in known if r["paper"] == slug and r["settings"].items() <= settings.items()]
-        seconds = {arm: [r["seconds"] for r in alike if r["arm"] == arm] for arm in {t.arm for t in mine}}
-        missing = sum(not seconds[task.arm] for task in left)
-        cost = sum(sum(seconds[t.arm]) / len(seconds[t.arm]) for t in left if seconds[t.arm])
-        peak = max((e["peak_memory_bytes"] for r in alike for e in r["phases"].values()), default=0)
+        seconds = [[r["seconds"] for r in measured[t.paper, t.arm, t.digest]] for t in left]
+        peaks = [
+            e["peak_memory_bytes"]
+            for t in mine
+            for r in measured[t.paper, t.arm, t.digest]
+            for e in r["phases"].values()
+        ]
+        missing, cost = sum(not s for s in seconds), sum(sum(s) / len(s) for s in seconds if s)
         total, unknown = total + cost, unknown + missing
         arms, seeds = len({t.arm for t in mine}), len({t.seed for t in mine})
         time_ = "not measured" if missing else f"{cost / 60 / workers:.0f}"
-        memory = f"{peak / 1e9:.1f}" if peak else "not measured"
-        rows.append([slug, mine[0].config.preset, str(arms), str(seeds), f"{len(left)} of {len(mine)}", time_, memory])
+        memory = f"{max(peaks) / 1e9:.1f}" if peaks else "not measured"
+        preset = mine[0].settings["preset"]
+        rows.append([slug, preset, str(arms), str(seeds), f"{len(left)} of {len(mine)}", time_, memory])
     text = f"about {total / 60 / workers:.0f} minutes with {workers} side by side, as on the machine of the results"
     return rows, text + (f", and {unknown} arms that were never measured with these settings" if unknown else "")

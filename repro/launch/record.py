@@ -5,8 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +41,8 @@ def model_identity(policy: Policy) -> dict:
     digest, count = hashlib.sha256(), 0
     for name, parameter in sorted(base.named_parameters()):
         if ".lora_" not in name:
-            count += parameter.numel()
+            packed = getattr(parameter, "quant_state", None)  # of 4-bit weights, two in a byte
+            count += parameter.numel() if packed is None else packed.shape.numel()
             some = parameter.detach().flatten()[:: max(1, parameter.numel() // 64)]
             digest.update(some.float().cpu().numpy().tobytes())
     return {"parameters": count, "type": base.config.model_type, "hash": digest.hexdigest()[:16]}
@@ -49,12 +54,19 @@ def data_identity(problems: Sequence[Problem]) -> dict:
     return {"problems": len(problems), "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def command() -> str:
+    """The command line that this run comes from; worker processes are told by their parent."""
+    return os.environ.get("REPRO_COMMAND") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
 def machine(device: torch.device) -> dict:
     """Device, versions and commit: what is needed to make a result again."""
     packages = ("torch", "transformers", "peft", "bitsandbytes", "datasets", "sympy", "math-verify", "numpy")
     root = Path(__file__).parents[2]
 
     def git(*words: str) -> str | None:
+        if not shutil.which("git"):
+            return None
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 

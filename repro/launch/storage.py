@@ -51,7 +51,7 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict | None:
                 with zipfile.ZipFile(file) as archive:  # torch.load doesn't compare the checksums
                     if damaged := archive.testzip():
                         raise zipfile.BadZipFile(damaged)
-                return torch.load(file, weights_only=True)
+                return torch.load(file, map_location="cpu", weights_only=True)  # the GPU may be elsewhere
             except Exception:  # damaged bytes can raise anything
                 warn(f"{file} is damaged; going on from {'the one before' if name == CHECKPOINT else 'the beginning'}")
     return None

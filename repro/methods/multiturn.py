@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from repro.model.policy import POLICY
 from repro.model.sampling import Completion
+from repro.results.metric import Metric, number, share
 from repro.results.metrics import confidence_critique, majority, self_correction
+from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 from repro.tasks.prompts import Chat
 from repro.verify import equivalent, extract_answer
-
-if TYPE_CHECKING:
-    from repro.paper import Metrics
-    from repro.run import Run
 
 FollowUp = Callable[[Problem, Sequence[str]], Chat]  # a problem and the attempts so far -> what is asked next
 
@@ -65,12 +63,27 @@ def converse(
     turns: int,
     follow_up: FollowUp = retry,
     temperature: float | None = None,
-    adapter: str | None = "policy",
+    adapter: str = POLICY,
     generator: torch.Generator | None = None,
 ) -> Attempts:
     """``samples`` independent conversations of ``turns`` attempts on each problem, all of them to the last turn."""
     first = run.sample([prompts.solve(p) for p in problems], samples, temperature, adapter, generator)
-    completions, rewards = [first], [run.rewards(problems, first)]
+    begun = Rollouts(list(problems), first, run.rewards(problems, first))
+    return go_on(run, begun, turns, follow_up, temperature, adapter, generator)
+
+
+def go_on(
+    run: Run,
+    first: Rollouts,
+    turns: int,
+    follow_up: FollowUp = retry,
+    temperature: float | None = None,
+    adapter: str = POLICY,
+    generator: torch.Generator | None = None,
+) -> Attempts:
+    """The same conversations where the attempts at the first turn are there already."""
+    problems, samples = first.problems, first.rewards.shape[1]
+    completions, rewards = [first.completions], [first.rewards]
     for _ in range(turns - 1):
         chats = [
             follow_up(problem, [turn[i][k].text for turn in completions])
@@ -81,17 +94,15 @@ def converse(
         grouped = [[flat[i * samples + k][0] for k in range(samples)] for i in range(len(problems))]
         completions.append(grouped)
         rewards.append(run.rewards(problems, grouped))
-    return Attempts(list(problems), completions, torch.stack(rewards))
+    return Attempts(problems, completions, torch.stack(rewards))
 
 
-def self_refine(
-    run: Run, problems: Sequence[Problem], samples: int, turns: int, generator: torch.Generator | None = None
-) -> Attempts:
+def self_refine(run: Run, first: Rollouts, turns: int, generator: torch.Generator | None = None) -> Attempts:
     """Self-Refine (2303.17651): the model judges each attempt itself and writes again what it takes for wrong."""
-    first = run.sample([prompts.solve(p) for p in problems], samples, generator=generator)
+    problems, samples = first.problems, first.rewards.shape[1]
     asked = [p for p in problems for _ in range(samples)]
-    last = [completion for group in first for completion in group]
-    completions = [first]
+    last = [completion for group in first.completions for completion in group]
+    completions, rewards = [first.completions], [first.rewards]
     for _ in range(turns - 1):
         shown = [prompts.verify(p, attempt.text) for p, attempt in zip(asked, last, strict=True)]
         verdicts = run.sample(shown, 1, generator=generator)
@@ -101,10 +112,11 @@ def self_refine(
         for i, (attempt,) in zip(rejected, revised, strict=True):
             last[i] = attempt
         completions.append([last[i : i + samples] for i in range(0, len(last), samples)])
-    return Attempts(list(problems), completions, torch.stack([run.rewards(problems, turn) for turn in completions]))
+        rewards.append(run.rewards(problems, completions[-1]))
+    return Attempts(problems, completions, torch.stack(rewards))
 
 
-def turn_metrics(attempts: Attempts, prefix: str = "") -> Metrics:
+def turn_metrics(attempts: Attempts) -> dict[str, Metric]:
     """Accuracy at each turn, self-correction between turns 1 and 2, votes over turns; per problem where possible.
 
     acc@tN; delta, i_to_c, c_to_i and changed between turns 1 and 2 (SCoRe, 2409.12917); CL, CS and RSS (2412.19513)
@@ -116,15 +128,15 @@ def turn_metrics(attempts: Attempts, prefix: str = "") -> Metrics:
     answers = [[attempts.answers(i, k) for k in range(samples)] for i in range(problems)]
     changed = np.array([[a[0] != a[1] for a in row] for row in answers])
     pair = self_correction(rewards[0], rewards[1], changed)
-    metrics: Metrics = {name: values.mean(1).tolist() for name, values in pair.items()}
-    metrics |= {f"acc@t{t + 1}": rewards[t].mean(1).tolist() for t in range(turns)}
-    metrics |= confidence_critique(rewards[0].ravel(), rewards[1].ravel())
+    metrics = {name: share(values.mean(1)) for name, values in pair.items()}
+    metrics |= {f"acc@t{t + 1}": share(rewards[t].mean(1)) for t in range(turns)}
+    metrics |= {k: number(v) for k, v in confidence_critique(rewards[0].ravel(), rewards[1].ravel()).items()}
     for t in range(2, turns + 1 if turns > 2 else 2):
         votes = np.zeros((problems, samples))
         for i, row in enumerate(answers):
             for k, found in enumerate(row):
                 winner = majority(found[:t])
                 votes[i, k] = 0.0 if winner is None else rewards[found.index(winner), i, k]
-        metrics[f"vote@t{t}"] = votes.mean(1).tolist()
-        metrics[f"any@t{t}"] = rewards[:t].max(0).mean(1).tolist()
-    return {prefix + name: value for name, value in metrics.items()}
+        metrics[f"vote@t{t}"] = share(votes.mean(1))
+        metrics[f"any@t{t}"] = share(rewards[:t].max(0).mean(1))
+    return metrics

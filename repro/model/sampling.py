@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from repro.model.cache import RoomyLayer, sees_all
+from repro.config import ConfigError
+from repro.model import static
+from repro.model.attention import is_plain, sees_all
+from repro.model.cache import RoomyLayer
 from repro.model.logprobs import lm_head, pad
 
+_room: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()  # tokens side by side, where more were too many
 KEEP = 0.9  # rows that are over leave when so few others are left: the cache is copied
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sampled answer. ``ids`` holds the stop token or string where there was one; ``truncated``: there was none.
+    """One sampled answer. ``ids`` holds the stop token where there was one; ``truncated``: there was none.
 
-    ``logprobs`` are those of the sampling temperature before top-k and top-p, one per id.
+    ``logprobs`` are those of the sampling temperature, one per id.
     """
 
     prompt: tuple[int, ...]
@@ -30,7 +36,7 @@ class Completion:
 
     @property
     def answer(self) -> tuple[int, ...]:
-        """The ids without the stop token, of a completion that doesn't end with a stop string."""
+        """The ids without the stop token."""
         return self.ids if self.truncated else self.ids[:-1]
 
     @property
@@ -41,16 +47,12 @@ class Completion:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How to sample. temperature 0 is greedy; top_k 0 and top_p 1 are off.
+    """How to sample. temperature 0 is greedy."""
 
-    A completion also ends with the token that completes one of ``stop_strings``; its text ends before the string.
-    """
+    sampler: ClassVar[str] = "auto"  # as --sampler (repro.config.Launch)
 
     temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
     max_new_tokens: int = 256
-    stop_strings: tuple[str, ...] = ()
 
 
 def choose(
@@ -61,24 +63,8 @@ def choose(
     logits [rows, vocabulary] are already divided by the temperature.
     """
     logp = logits.log_softmax(-1)
-    if decoding.temperature == 0:
-        token = logits.argmax(-1)[row]
-    else:
-        probs = logp.exp()
-        if decoding.top_k > 0 and decoding.top_k < probs.shape[-1]:
-            probs = probs.masked_fill(logits < logits.topk(decoding.top_k).values[:, -1:], 0.0)
-        if decoding.top_p < 1:
-            ordered, index = probs.sort(-1, descending=True)
-            ordered[ordered.cumsum(-1) - ordered > decoding.top_p * ordered.sum(-1, keepdim=True)] = 0.0
-            probs = torch.zeros_like(probs).scatter(-1, index, ordered)
-        token = _draw(probs, row, generator)
+    token = logits.argmax(-1)[row] if decoding.temperature == 0 else _draw(logp.exp(), row, generator)
     return token, logp[row, token]
-
-
-def _cut(text: str, decoding: Decoding) -> int:
-    """Where the first stop string begins, else the length."""
-    found = [text.find(string) for string in decoding.stop_strings]
-    return min((at for at in found if at >= 0), default=len(text))
 
 
 def _draw(probs: torch.Tensor, row: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -152,8 +138,9 @@ class _Rows:
             unused = torch.ones(count + moved, dtype=torch.bool, device=key.device)
             unused[source] = False
             target[parts] = unused.nonzero()[:moved, 0]
+            here, there = source[parts], target[parts]
             for layer in self.layers:
-                layer.copy(source[parts], target[parts])
+                layer.copy(here, there)
         count = max(count, int(target.max()) + 1)
         ids = key.new_full((count,), self.pad_id)
         ids[target] = key & 0xFFFFFFFF
@@ -162,8 +149,9 @@ class _Rows:
         self.prompt[target] = self.prompt[source]
         if len(key) <= KEEP * count:  # not at each end
             rows = target.sort().values
+            first = torch.arange(len(rows), device=rows.device)
             for layer in self.layers:
-                layer.copy(rows, torch.arange(len(rows), device=rows.device))
+                layer.copy(rows, first)
             ids, self.prompt, self.row = ids[rows], self.prompt[rows], torch.searchsorted(rows, self.row)
         return ids
 
@@ -181,7 +169,6 @@ def _decode(
     """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
     head, room, device = lm_head(model, decoding.temperature or 1.0), decoding.max_new_tokens, generator.device
     rows = _Rows(model, prompts, samples, room, tokenizer.pad_token_id)
-    tail = max((len(text.encode()) for text in decoding.stop_strings), default=0)  # a token has a byte at least
     tokens = torch.full((len(rows.live), room), tokenizer.pad_token_id, device=device)
     logps = torch.zeros(len(rows.live), room, device=device)
     lengths = torch.full((len(rows.live),), room, device=device)
@@ -190,9 +177,6 @@ def _decode(
         token, logp = choose(head(rows.hidden), rows.row, decoding, generator)
         tokens[live, t], logps[live, t] = token, logp.float()
         ends = torch.isin(token, stop)
-        if tail:
-            texts = tokenizer.batch_decode(tokens[live, max(0, t + 1 - tail) : t + 1].tolist())
-            ends |= torch.tensor([_cut(text, decoding) < len(text) for text in texts], device=device)
         lengths[live[ends]] = t + 1
         if t + 1 == room or ends.all():
             break
@@ -203,17 +187,23 @@ def _decode(
     return [(row[:n], logp[:n]) for row, logp, n in pairs]
 
 
-def _decode_in_memory(model: PreTrainedModel, prompts: list[list[int]], samples: int, *rest) -> list:
-    """``_decode``; when memory runs out, in two halves one after the other."""
-    generator: torch.Generator = rest[-1]
-    before = generator.get_state()
-    try:
-        return _decode(model, prompts, samples, *rest)
-    except torch.OutOfMemoryError:
-        if len(prompts) * samples == 1:
-            raise
-    torch.cuda.empty_cache()
-    generator.set_state(before)
+def _decode_in_memory(
+    model: PreTrainedModel, prompts: list[list[int]], samples: int, decoding: Decoding, *more
+) -> list[tuple[list[int], list[float]]]:
+    """``_decode``; when memory runs out, or did before at this size, in two halves one after the other."""
+    generator: torch.Generator = more[-1]
+    rest = (decoding, *more)
+    tokens = len(prompts) * samples * (max(map(len, prompts)) + decoding.max_new_tokens)
+    if len(prompts) * samples == 1 or tokens <= _room.get(model, tokens):
+        before = generator.get_state()
+        try:
+            return _decode(model, prompts, samples, *rest)
+        except torch.OutOfMemoryError:
+            if len(prompts) * samples == 1:
+                raise
+        _room[model] = tokens // 2
+        torch.cuda.empty_cache()
+        generator.set_state(before)
     half = len(prompts) // 2 or samples // 2
     if len(prompts) > 1:
         return [
@@ -221,6 +211,41 @@ def _decode_in_memory(model: PreTrainedModel, prompts: list[list[int]], samples:
             *_decode_in_memory(model, prompts[half:], samples, *rest),
         ]
     return [*_decode_in_memory(model, prompts, half, *rest), *_decode_in_memory(model, prompts, samples - half, *rest)]
+
+
+def _in_slots(model: PreTrainedModel) -> bool:
+    """Whether completions are sampled in slots of static shape: on a GPU where the model lets us, or as asked."""
+    if Decoding.sampler == "static" and not is_plain(model):
+        raise ConfigError(f"--sampler static: not for models of type {model.config.model_type}; use --sampler shared")
+    return Decoding.sampler == "static" or (
+        Decoding.sampler == "auto" and model.device.type == "cuda" and is_plain(model)
+    )
+
+
+def _decode_in_slots(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    samples: int,
+    decoding: Decoding,
+    stop: Sequence[int],
+    generator: torch.Generator,
+    rows: int,
+) -> list[tuple[list[int], list[float]]]:
+    """``static.decode``; when memory runs out, or did before at this size, with fewer slots."""
+    length, before = max(map(len, prompts)) + decoding.max_new_tokens, generator.get_state()
+    rows = max(1, min(rows, len(prompts) * samples, _room.get(model, rows * length) // length))
+    while True:
+        try:
+            args = decoding.temperature, decoding.max_new_tokens, stop, generator, rows
+            return static.decode(model, prompts, samples, *args)
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                raise
+        rows //= 2
+        _room[model] = rows * length
+        static.forget()
+        torch.cuda.empty_cache()
+        generator.set_state(before)
 
 
 def sample(
@@ -236,24 +261,25 @@ def sample(
     """``samples`` completions of each prompt (token ids), in the order of the prompts.
 
     Prompts of similar length are decoded together, about ``rows`` completions side by side, fewer when memory runs out.
-    Same generator state, same completions.
+    Same generator state, same completions, on a CPU to the last bit. Raises ConfigError where --sampler static can't.
     """
     if model.training:
         raise ValueError("sampling needs a model in eval mode")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    width = max(1, rows // samples)
+    slots = _in_slots(model)
+    width = max(1, len(prompts) if slots else rows // samples)
     stop = torch.tensor(list(stop_ids), device=generator.device)
     ends = set(stop_ids)
     results: list[list[Completion]] = [[] for _ in prompts]
     for start in range(0, len(order), width):
         block = order[start : start + width]
-        decoded = _decode_in_memory(
-            model, [list(prompts[i]) for i in block], samples, decoding, stop, tokenizer, generator
-        )
+        some = [list(prompts[i]) for i in block]
+        if slots:
+            decoded = _decode_in_slots(model, some, samples, decoding, stop_ids, generator, rows)
+        else:
+            decoded = _decode_in_memory(model, some, samples, decoding, stop, tokenizer, generator)
         texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, _ in decoded])
         for k, (ids, logps) in enumerate(decoded):
             i = block[k // samples]
-            end = _cut(texts[k], decoding)
-            done = ids[-1] in ends or end < len(texts[k])
-            results[i].append(Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k][:end], not done))
+            results[i].append(Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k], ids[-1] not in ends))
     return results

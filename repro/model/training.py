@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from repro.model.attention import upload
 from repro.model.logprobs import (
     Divergence,
     TokenFunction,
@@ -21,10 +23,36 @@ from repro.model.logprobs import (
     token_logprob,
 )
 from repro.model.policy import Policy
+from repro.model.static import forget
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient isn't a finite number; the policy still has its last good weights."""
+
+
+Mean = Literal["token", "sequence"] | float | torch.Tensor
+TokenLoss = Callable[[torch.Tensor, SimpleNamespace], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What is read off the model at each completion token before the loss sees it.
+
+    ``function(logits, targets)``, or with a ``teacher`` (an adapter that reads the batch's ``contexts``) a divergence,
+    ``function(logits, teacher's logits)``. ``temperature`` divides the logits.
+    """
+
+    function: TokenFunction | Divergence = token_logprob
+    temperature: float = 1.0
+    teacher: str = ""
+
+
+LOGPROBS = Reading()
+
+
+def as_they_are(values: torch.Tensor, fields: SimpleNamespace) -> torch.Tensor:
+    """The loss that what was read already is."""
+    return values
 
 
 @dataclass
@@ -32,14 +60,12 @@ class Batch:
     """Completions with what the loss needs to know of their tokens.
 
     ``sequences``: (prompt ids, completion ids) pairs. ``fields``: one tensor [tokens] each, in their order.
-    ``contexts``: prompts under which a ``teacher`` (a frozen adapter, None for the base) sees the same completions;
-    with them, values are divergences between the policy and the teacher.
+    ``contexts``: prompts under which a teacher sees the same completions, one for each.
     """
 
     sequences: list[tuple[Sequence[int], Sequence[int]]]
     fields: dict[str, torch.Tensor] = field(default_factory=dict)
     contexts: list[Sequence[int]] | None = None
-    teacher: str | None = None
 
     @property
     def lengths(self) -> list[int]:
@@ -55,8 +81,8 @@ class Batch:
         ends = [0, *torch.tensor(self.lengths, dtype=torch.long).cumsum(0).tolist()]
         tokens = torch.cat([torch.arange(ends[r], ends[r + 1]) for r in rows]) if rows else torch.empty(0, dtype=int)
         contexts = None if self.contexts is None else [self.contexts[r] for r in rows]
-        fields = {k: v[tokens] for k, v in self.fields.items()}
-        return Batch([self.sequences[r] for r in rows], fields, contexts, self.teacher)
+        fields = {k: v[upload(tokens, v.device)] for k, v in self.fields.items()}
+        return Batch([self.sequences[r] for r in rows], fields, contexts)
 
     def seen_by_teacher(self) -> list[tuple[Sequence[int], Sequence[int]]]:
         """The completions after the teacher's prompts."""
@@ -90,7 +116,18 @@ class Batch:
         return groups
 
 
-TokenLoss = Callable[[torch.Tensor, SimpleNamespace], torch.Tensor]
+def token_weights(lengths: Sequence[int], mean: Mean) -> torch.Tensor:
+    """What each token's loss is multiplied with before the sum, [tokens].
+
+    token: the sum becomes the mean over all tokens. sequence: the mean over sequences of their tokens' means. A number:
+    the same for all (1 leaves a sum). A tensor [tokens]: as it is.
+    """
+    length = torch.tensor(lengths, dtype=torch.long)
+    if isinstance(mean, torch.Tensor):
+        return mean
+    if mean == "sequence":
+        return (1 / (len(length) * length.float())).repeat_interleave(length)
+    return torch.full((int(length.sum()),), 1 / max(1, int(length.sum())) if mean == "token" else mean)
 
 
 def cosine(done: int, total: int, final: float = 0.0) -> float:
@@ -106,7 +143,7 @@ def checkpointed_layers(model: nn.Module) -> Iterator[None]:
     of them, dropout above all, stays as it is.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})  # nothing is random
     for layer in layers:
         layer.training = True
     try:
@@ -127,7 +164,6 @@ class Trainer:
         warmup: int = 0,
         max_grad_norm: float = 1.0,
         tokens_per_batch: int = 16_384,
-        temperature: float = 1.0,
         say: Callable[[str], object] = print,
     ):
         self.policy = policy
@@ -136,7 +172,6 @@ class Trainer:
         self.tokens_per_batch = self.budget = tokens_per_batch
         self.checkpointed = False
         self.say = say  # gets a line when memory runs out
-        self.temperature = temperature
         self.new_optimizer(learning_rate)
 
     def new_optimizer(self, learning_rate: float | None = None) -> None:
@@ -145,45 +180,57 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(self.policy.parameters, lr=self.learning_rate, weight_decay=0.0)
         self.steps = 0
 
-    def values(self, batch: Batch, function: TokenFunction | Divergence = token_logprob) -> torch.Tensor:
-        """``function`` (log-probs by default) at every completion token under the active adapter, no gradient.
-
-        For a batch with ``contexts``, ``function`` is a divergence."""
+    def values(self, batch: Batch, reading: Reading = LOGPROBS) -> torch.Tensor:
+        """What is read at every completion token under the active adapter, no gradient, [tokens] or [tokens, k]."""
         pieces: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for rows in batch.micro_batches(self.tokens_per_batch):
                 part = batch.select(rows)
-                values = self._forward(part, function)
-                pieces.update(zip(rows, values.split(part.lengths), strict=True))
+                pieces.update(zip(rows, self._forward(part, reading).split(part.lengths), strict=True))
         return torch.cat([pieces[r] for r in range(len(batch.sequences))])
 
-    def _forward(self, batch: Batch, function: TokenFunction | Divergence) -> torch.Tensor:
+    def _forward(self, batch: Batch, reading: Reading) -> torch.Tensor:
+        """On a GPU products with the float32 adapters are in the base's bfloat16: half of what they would keep."""
+        half = self.policy.model.get_input_embeddings().weight.dtype == torch.bfloat16
+        with torch.autocast("cuda", torch.bfloat16, enabled=half and self.policy.device.type == "cuda"):
+            return self._read(batch, reading)
+
+    def _read(self, batch: Batch, reading: Reading) -> torch.Tensor:
         model, pad_id = self.policy.model.get_base_model(), self.policy.tokenizer.pad_token_id
-        if batch.contexts is None:
-            return completion_values(model, batch.sequences, function, self.temperature, pad_id)
-        with torch.no_grad(), self.policy.using(batch.teacher):
+        if not reading.teacher:
+            return completion_values(model, batch.sequences, reading.function, reading.temperature, pad_id)
+        with torch.no_grad(), self.policy.using(reading.teacher):
             teacher, _ = completion_hidden(model, batch.seen_by_teacher(), pad_id)
-        return completion_divergence(model, batch.sequences, teacher, function, self.temperature, pad_id)
+        return completion_divergence(model, batch.sequences, teacher, reading.function, reading.temperature, pad_id)
 
     def step(
-        self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence = token_logprob, together: int = 1
+        self,
+        batch: Batch,
+        loss: TokenLoss,
+        reading: Reading = LOGPROBS,
+        mean: Mean = "token",
+        together: int = 1,
     ) -> dict[str, float]:
-        """One optimiser step on the sum over tokens of ``loss(values, fields)``.
+        """One optimiser step on ``loss(values, fields)``, averaged over the batch as ``mean`` says.
 
-        ``values`` are ``function`` (a divergence from the teacher for a batch with ``contexts``) at the completion
-        tokens of a micro-batch, ``fields`` the batch's fields for the same tokens, with ``row``, the number of each
-        token's sequence in the micro-batch, added. A mean is a field of
-        weights that is computed over the whole batch before, so that micro-batches don't change the result. When
-        memory runs out the micro-batch is halved and the step begins anew; when the longest sequence alone is too much,
-        the layers' activations are made again in the backward pass. Raises NonFiniteLoss before any update.
+        ``values`` are what is read at the completion tokens of a micro-batch, ``fields`` the batch's fields for the
+        same tokens, with ``row``, the number of each token's sequence in the micro-batch, and ``weight``, its share in
+        the mean, added. A loss of one value a token is multiplied with that share. One of any other shape (a
+        preference, one value a pair) is summed as it is. The mean is over the whole batch: micro-batches don't change
+        the result. When memory runs out the micro-batch is halved and the step begins anew; when the longest sequence
+        alone is too much, the layers' activations are made again in the backward pass. Raises NonFiniteLoss before any
+        update.
         """
+        batch = Batch(batch.sequences, batch.fields | {"weight": token_weights(batch.lengths, mean)}, batch.contexts)
         while True:
             try:
-                total = self._accumulate(batch, loss, function, together)
+                total = self._accumulate(batch, loss, reading, together)
                 break
             except torch.OutOfMemoryError:
                 longest = max(map(batch.size, range(len(batch.sequences)))) * together
-                if self.tokens_per_batch > longest:
+                if forget():
+                    self.say("out of memory: from now on the sampler gives its slots back after each rollout")
+                elif self.tokens_per_batch > longest:
                     self.tokens_per_batch = max(self.tokens_per_batch // 2, longest)
                 elif not self.checkpointed:
                     self.tokens_per_batch, self.checkpointed = self.budget, True
@@ -204,19 +251,20 @@ class Trainer:
         self.optimizer.zero_grad()
         return {"loss": total, "grad_norm": norm}
 
-    def _accumulate(self, batch: Batch, loss: TokenLoss, function: TokenFunction | Divergence, together: int) -> float:
+    def _accumulate(self, batch: Batch, loss: TokenLoss, reading: Reading, together: int) -> float:
         self.optimizer.zero_grad()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.policy.device)  # read once: the host runs ahead
         for rows in batch.micro_batches(self.tokens_per_batch, together):
             part = batch.select(rows)
             with checkpointed_layers(self.policy.model) if self.checkpointed else nullcontext():
-                values = self._forward(part, function)
-            fields = {k: v.to(values.device) for k, v in part.fields.items()}
-            row = torch.arange(len(rows)).repeat_interleave(torch.tensor(part.lengths)).to(values.device)
-            result = loss(values, SimpleNamespace(row=row, **fields)).sum()
+                values = self._forward(part, reading)
+            fields = {k: v if v.is_cuda else upload(v, values.device) for k, v in part.fields.items()}
+            row = upload(torch.arange(len(rows)).repeat_interleave(torch.tensor(part.lengths)), values.device)
+            losses = loss(values, SimpleNamespace(row=row, **fields))
+            result = (losses * fields["weight"] if losses.shape == row.shape else losses).sum()
             result.backward()
-            total += result.item()
-        return total
+            total += result.detach()
+        return total.item()
 
     def state(self) -> dict:
         """What a checkpoint keeps."""

@@ -1,159 +1,194 @@
-"""Tables from results."""
+"""Tables from summaries, as rows of text. Nothing is computed here that takes time, and nothing heavy is imported."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
-from repro.paper import Claim, Paper
-from repro.results.claims import check_claim
-from repro.results.metrics import interval
-
-PERCENT = (
-    "accuracy",
-    "greedy",
-    "pass@",
-    "maj@",
-    "vote@",
-    "any@",
-    "acc@",
-    "delta",
-    "i_to_c",
-    "c_to_i",
-    "changed",
-    "truncated",
-)
-
-TOKENS = ("sampled_tokens", "trained_tokens")
+WORDS = ("holds", "equivalent", "fails", "undecided")
 
 
-def measured(results: Sequence[dict], metric: str) -> tuple[float, float, float] | None:
-    """Mean over seeds and its 95 % interval, or None where no seed has the metric."""
-    rows = [r["per_problem"].get(metric) or [r["metrics"][metric]["value"]] for r in results if metric in r["metrics"]]
-    if not rows:
-        return None
-    values = np.asarray(rows, dtype=float)
-    return float(values.mean()), *interval(values)
+def shown(value: float, unit: str, sign: str = "") -> str:
+    """A share in percent or points, another number as it is."""
+    return f"{100 * value:{sign}.1f}" if unit == "share" else f"{value:{sign}.3f}"
 
 
-def _cell(results: Sequence[dict], metric: str) -> str:
-    found = measured(results, metric)
-    if found is None:
+def cell(entry: dict | None, unit: str | None = None) -> str:
+    """A mean and half the width of its interval; "-" where it wasn't measured."""
+    if entry is None:
         return "-"
-    mean, low, high = found
-    scale, digits = (100, 1) if metric.startswith(PERCENT) else (1, 3)
-    half = "" if np.isnan(low) else f" ± {scale * (high - low) / 2:.{digits}f}"
-    return f"{scale * mean:.{digits}f}{half}"
+    unit = unit or entry["unit"]
+    half = "" if entry.get("low") is None else f" ± {shown((entry['high'] - entry['low']) / 2, unit)}"
+    return shown(entry["value"], unit) + half
 
 
-def arm_rows(paper: Paper, results: Sequence[dict]) -> list[list[str]]:
-    """Header and one row per arm, in the paper's order."""
-    published = ["paper"] if paper.published else []
-    rows = [["arm", *paper.columns, "completions", "trained tokens", "minutes", *published]]
-    for arm in paper.all_arms:
-        mine = [r for r in results if r["arm"] == arm and r["status"] == "ok"]
-        if not mine:
-            continue
-        completions = np.mean([r["budget"]["completions"] for r in mine])
-        trained = np.mean([r["budget"]["trained_tokens"] for r in mine])
-        minutes = np.mean([r["seconds"] for r in mine]) / 60
-        cells = [_cell(mine, column) for column in paper.columns]
-        told = [paper.published.get(arm, "")] if published else []
-        rows.append([arm, *cells, f"{completions:,.0f}", f"{trained:,.0f}", f"{minutes:.1f}", *told])
+def gain_cell(entry: dict | None) -> str:
+    """A gain in points with its interval."""
+    if entry is None:
+        return "-"
+    told = "" if entry.get("low") is None else f" [{100 * entry['low']:+.1f}, {100 * entry['high']:+.1f}]"
+    return f"{100 * entry['value']:+.1f}{told}"
+
+
+def arm_rows(summary: dict) -> list[list[str]]:
+    """Header and one row per arm, in the paper's order; what no arm has is left out."""
+    card = summary["card"]
+    columns = [column for column in card["columns"] if column not in summary["not_measured"]]
+    published = ["paper"] if card["published"] else []
+    rows = [["arm", *columns, "completions", "trained tokens", "minutes", *published]]
+    for entry in summary["table"]:
+        cells = [cell(entry["metrics"].get(column)) for column in columns]
+        spent = [f"{entry['completions']:,.0f}", f"{entry['trained_tokens']:,.0f}", f"{entry['seconds'] / 60:.1f}"]
+        told = [card["published"].get(entry["arm"], "")] if published else []
+        rows.append([entry["arm"], *cells, *spent, *told])
     return rows
 
 
-def claims(paper: Paper, results: Sequence[dict]) -> list[dict]:
-    """All claims of a paper that these results can answer."""
-    preset = results[0]["preset"]
-    checked = [check_claim(claim, results) for claim in paper.claims]
-    return [{"paper": paper.slug, "preset": preset, **c} for c in checked if c is not None]
+def difference_cell(claim: dict) -> str:
+    """What was measured of a claim: difference, interval, threshold."""
+    if claim["difference"] is None:
+        return "-"
+    unit = claim["unit"]
+    told = shown(claim["difference"], unit, "+")
+    if claim["interval"]:
+        low, high = claim["interval"]
+        told += f" [{shown(low, unit, '+')}, {shown(high, unit, '+')}]"
+    return told + (f" (needs > {shown(claim['threshold'], unit, '+')})" if claim["threshold"] else "")
 
 
-def claim_rows(checked: Sequence[dict]) -> list[list[str]]:
-    """Header and one row per claim."""
-    rows = [["claim", "published", "here", "seeds", "verdict"]]
-    for c in checked:
-        both = c["left"].partition("/")[2], c["right"].partition("/")[2]
-        scale, digits = (100, 1) if all(m.startswith(PERCENT) for m in both) else (1, 3)
-        here = f"{scale * c['difference']:+.{digits}f}"
-        if c["interval"]:
-            low, high = (scale * v for v in c["interval"])
-            here += f" [{low:+.{digits}f}, {high:+.{digits}f}]"
-        needed = f" (needs > {scale * c['threshold']:+.{digits}f})" if c["threshold"] else ""
-        rows.append([c["text"], c["published"], here + needed, str(c["seeds"]), c["verdict"]])
+def verdict_cell(claim: dict) -> str:
+    """The verdict in a word: "none" without one, with a mark where seeds for a look are missing."""
+    return (claim["verdict"] or "none") + (" (provisional)" if claim["verdict"] and claim["look"] is None else "")
+
+
+def seeds_cell(claim: dict) -> str:
+    """How many seeds decided, and how many there are if that is another number."""
+    used = claim["look"] or claim["seeds"]
+    return str(used) if used == claim["seeds"] else f"{used} of {claim['seeds']}"
+
+
+def survives_cell(claim: dict) -> str:
+    """Which corrections for many claims a decided difference survives."""
+    if claim["verdict"] not in ("holds", "fails") or claim.get("survives_fdr") is None:
+        return ""
+    both = [("BH", claim["survives_fdr"]), ("Holm", claim.get("survives_holm"))]
+    return ", ".join(name for name, yes in both if yes) or "no"
+
+
+def claim_rows(claims: Sequence[dict]) -> list[list[str]]:
+    """Header and one row per claim; the primary one is marked."""
+    rows = [["claim", "published", "here", "seeds", "verdict", "survives", "reason"]]
+    for c in claims:
+        text = c["text"] + (" (primary)" if c["primary"] else "")
+        here = [difference_cell(c), seeds_cell(c), verdict_cell(c), survives_cell(c), c["reason"] or ""]
+        rows.append([text, c["published"], *here])
     return rows
 
 
-def budget_rows(groups: Sequence[tuple[Paper, list[dict]]]) -> list[list[str]]:
-    """Across papers, header and one row per trained arm: what was gained over the base, and what it cost."""
-    rows = [["paper", "preset", "arm", "gain", "pass@8 gain", "completions", "sampled tokens", "trained tokens"]]
-    rows[0] += ["minutes", "peak GB", "seeds"]
-    for paper, results in groups:
-        for arm in paper.all_arms:
-            mine = [r for r in results if r["arm"] == arm and r["status"] == "ok"]
-            if arm == "base" or not mine:
-                continue
-            budget = [np.mean([r["budget"][name] for r in mine]) for name in ("completions", *TOKENS)]
-            minutes = np.mean([r["seconds"] for r in mine]) / 60
-            peak = max(entry["peak_memory_bytes"] for r in mine for entry in r["phases"].values()) / 1e9
-            gains = [_gain(results, arm, metric) for metric in (None, "pass@8")]
-            shown = [f"{value:,.0f}" for value in budget]
-            costs = [f"{minutes:.1f}", f"{peak:.1f}", str(len(mine))]
-            rows.append([paper.slug, mine[0]["preset"], arm, *gains, *shown, *costs])
-    return rows
+def ranking(summaries: Sequence[dict]) -> list[dict]:
+    """All arms that were measured on the protocol, each once, those with the highest accuracy first.
 
-
-def gain(results: Sequence[dict], arm: str, metric: str | None = None) -> dict | None:
-    """The difference of an arm to the base, paired by problem and seed; None where one of them lacks the metric.
-
-    Without a ``metric``: of the accuracy, of that of the second attempt in a paper that has no other.
+    The protocol of a preset: the base, problems, evaluation and number of completions that most arms have. Papers that
+    depart from it aren't compared.
     """
-    if metric is None:
-        metric = "accuracy" if any("accuracy" in r["metrics"] for r in results) else "acc@t2"
-    pair = [r for r in results if r["arm"] in (arm, "base")]
-    if any(metric not in r["metrics"] for r in pair):
-        return None
-    return check_claim(Claim("gain", "", (arm, metric), ("base", metric)), pair)
+    entries: dict[tuple, dict] = {}
+    for summary in summaries:
+        if summary["card"]["departs"]:
+            continue
+        for arm in summary["table"]:
+            if "accuracy" in arm["metrics"]:
+                paper = "standard" if arm["standard"] else summary["paper"]
+                key = summary["preset"], paper, arm["standard"] or arm["arm"], arm["digest"]
+                entry = {**arm, "paper": paper, "preset": summary["preset"], "arm": key[2], "scale": summary["scale"]}
+                base = next((e["metrics"] for e in summary["table"] if e["arm"] == "base"), {})
+                entry["entropy_kept"] = _ratio(arm["metrics"].get("entropy"), base.get("entropy"))
+                entries.setdefault(key, entry)
+    counts = Counter((e["preset"], _protocol(e)) for e in entries.values())
+    usual = {preset: protocol for (preset, protocol), _ in reversed(counts.most_common())}
+    kept = [e for e in entries.values() if usual[e["preset"]] == _protocol(e)]
+    return sorted(kept, key=lambda e: (e["preset"] != "tiny", e["preset"], -e["metrics"]["accuracy"]["value"]))
 
 
-def _gain(results: Sequence[dict], arm: str, metric: str | None) -> str:
-    found = gain(results, arm, metric)
-    if found is None:
-        return "-"
-    half = "" if found["interval"] is None else f" ± {50 * (found['interval'][1] - found['interval'][0]):.1f}"
-    return f"{100 * found['difference']:+.1f}{half}"
+def _ratio(entry: dict | None, base: dict | None) -> float | None:
+    return entry["value"] / base["value"] if entry and base and base["value"] else None
+
+
+def _protocol(entry: dict) -> tuple:
+    return tuple(sorted((name, str(value)) for name, value in entry["protocol"].items()))
+
+
+def leaderboard(summaries: Sequence[dict]) -> list[list[str]]:
+    """Header and one row per arm that was measured on the protocol."""
+    rows = [["paper", "arm", "preset", "accuracy", "gain over base", "pass@8", "entropy kept", "completions"]]
+    rows[0] += ["sampled tokens", "trained tokens", "minutes", "seeds"]
+    for e in ranking(summaries):
+        kept = "-" if e["entropy_kept"] is None else f"{100 * e['entropy_kept']:.0f} %"
+        metrics = [cell(e["metrics"]["accuracy"]), gain_cell(e["gain"]), cell(e["metrics"].get("pass@8")), kept]
+        spent = [f"{e[name]:,.0f}" for name in ("completions", "sampled_tokens", "trained_tokens")]
+        rows.append([e["paper"], e["arm"], e["preset"], *metrics, *spent, f"{e['seconds'] / 60:.1f}", str(e["seeds"])])
+    return rows
+
+
+def primary(summary: dict) -> dict | None:
+    """The claim that a paper stands or falls with."""
+    return next((claim for claim in summary["claims"] if claim["primary"]), None)
+
+
+def counted(claims: Sequence[dict]) -> str:
+    """How many claims have which verdict."""
+    words = Counter(c["verdict"] or "without a verdict" for c in claims)
+    return ", ".join(f"{words[word]} {word}" for word in (*WORDS, "without a verdict") if words[word])
+
+
+def board_rows(summaries: Sequence[dict], link: str = "{paper}/README.md") -> list[list[str]]:
+    """Header and one row per paper and preset: family, primary claim, verdict, scale."""
+    rows = [["paper", "family", "primary claim", "here", "verdict", "scale", "seeds", "all claims"]]
+    for s in summaries:
+        claim = primary(s)
+        told = [claim["text"], difference_cell(claim), f"**{verdict_cell(claim)}**"] if claim else ["-", "-", "-"]
+        name = f"[{s['paper']}]({link.format(paper=s['paper'])})"
+        seeds = seeds_cell(claim) if claim else str(s["seeds"])
+        rows.append([name, s["card"]["family"], *told, f"{s['scale']} ({s['preset']})", seeds, counted(s["claims"])])
+    return rows
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns."""
+    """A Markdown table with aligned columns; columns that are empty everywhere are left out."""
+    filled = [i for i in range(len(rows[0])) if len(rows) == 1 or any(row[i] for row in rows[1:])]
+    rows = [[row[i].replace("|", "\\|") for i in filled] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)) + " |" for row in rows]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(lines)
 
 
-def headline(paper: Paper, results: Sequence[dict]) -> str:
+def headline(summary: dict) -> str:
     """What was run: arXiv id, preset, model, task, seeds, size of the evaluation."""
-    settings = results[0]["settings"]
-    seeds = len({r["seed"] for r in results})
+    settings, seeds = summary["settings"], summary["seeds"]
     return (
-        f"(arXiv {paper.arxiv}): preset {results[0]['preset']}, model {settings['model']}, "
+        f"(arXiv {summary['card']['arxiv']}): preset {summary['preset']}, model {settings['model']}, "
         f"task {settings['task']}, {seeds} seed{'s' * (seeds > 1)}, {settings['eval_problems']} "
         f"{settings['eval_split']} problems x {settings['eval_samples']} samples"
     )
 
 
-def describe(paper: Paper, results: Sequence[dict]) -> str:
+def notes(summary: dict) -> list[str]:
+    """What has to be said with a table."""
+    card, told = summary["card"], []
+    if card["published"]:
+        told.append(f"Column paper: {card['published_setting']}; other model and data, not to be compared as numbers.")
+    if card["departs"]:
+        told.append(f"Not on the protocol: {card['departs']}.")
+    if summary["not_measured"]:
+        told.append(f"Not measured: {', '.join(summary['not_measured'])}.")
+    if summary["failed"]:
+        told.append(f"Failed: {', '.join(summary['failed'])}.")
+    return told
+
+
+def describe(summary: dict) -> str:
     """Title, arms and claims of one paper as Markdown; percentages are in points."""
-    failed = [f"{r['arm']} seed {r['seed']}" for r in results if r["status"] != "ok"]
-    parts = [f"**{paper.title}** {headline(paper, results)}", markdown(arm_rows(paper, results))]
-    if paper.published:
-        parts.append(f"Column paper: {paper.published_setting}; other model and data, not to be compared as numbers.")
-    checked = claims(paper, results)
-    if checked:
-        parts.append(markdown(claim_rows(checked)))
-    if failed:
-        parts.append(f"Failed: {', '.join(failed)}.")
+    parts = [f"**{summary['card']['title']}** {headline(summary)}", markdown(arm_rows(summary)), *notes(summary)]
+    if summary["claims"]:
+        parts.append(markdown(claim_rows(summary["claims"])))
     return "\n\n".join(parts)

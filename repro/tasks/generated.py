@@ -1,4 +1,4 @@
-"""Problems that are made on the spot: the built-in arithmetic, and generators of the package reasoning-gym."""
+"""Problems that are made on the spot: the built-in arithmetic, and generators of reasoning-gym (the extra gym)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,11 @@ def countdown(split: str, size: int, seed: int) -> list[Problem]:
 
 
 def _reasoning_gym(name: str, convert: Callable[[dict], Problem], split: str, size: int, seed: int) -> list[Problem]:
-    import reasoning_gym
+    try:
+        import reasoning_gym
+    except ImportError:
+        reason = "needs the package reasoning-gym, and that a C compiler"
+        raise TaskError(f"--task {name} {reason}; run: pip install -c constraints.txt -e '.[gym]'") from None
 
     def entries() -> Iterator[dict]:
         for block in itertools.count():

@@ -12,7 +12,7 @@ import torch
 
 from repro.config import RunConfig
 from repro.model.logprobs import completion_values
-from repro.model.policy import Policy
+from repro.model.policy import BASE, Policy
 from repro.model.sampling import Completion, Decoding, sample
 from repro.results.metrics import auroc, pass_at_k
 from repro.results.tables import markdown
@@ -30,7 +30,7 @@ class Subject:
 
     def __init__(self, model: str, size: int, seed: int):
         self.policy = Policy(RunConfig(model=model))
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator(self.policy.device).manual_seed(seed)
         rng = random.Random(f"profile {seed}")
         raw: dict[str, ArithmeticProblem] = {}
         while len(raw) < size:
@@ -43,7 +43,7 @@ class Subject:
     def ask(self, chats: Sequence[Chat], samples: int = 1, temperature: float = 1.0) -> list[list[Completion]]:
         encoded = [self.policy.encode(chat) for chat in chats]
         decoding = Decoding(temperature=temperature, max_new_tokens=128)
-        model = self.policy.sampler(None)
+        model = self.policy.sampler(BASE)
         return sample(model, self.policy.tokenizer, encoded, samples, decoding, self.policy.stop_ids, self.generator)
 
     def texts(self, chats: Sequence[Chat], temperature: float = 1.0) -> list[str]:
@@ -54,14 +54,14 @@ class Subject:
 
     def verdict_probability(self, chats: Sequence[Chat]) -> np.ndarray:
         """P(Yes) / (P(Yes) + P(No)) as the first token."""
-        tokenizer, model = self.policy.tokenizer, self.policy.sampler(None)
+        tokenizer, model = self.policy.tokenizer, self.policy.sampler(BASE)
         encoded = [self.policy.encode(chat) for chat in chats]
         logs = []
         for word in ("Yes", "No"):
             ids = tokenizer(word, add_special_tokens=False).input_ids[:1]
             with torch.no_grad():
                 logs.append(completion_values(model, [(e, ids) for e in encoded], pad_id=tokenizer.pad_token_id))
-        return torch.sigmoid(logs[0] - logs[1]).numpy()
+        return torch.sigmoid(logs[0] - logs[1]).cpu().numpy()
 
 
 def solving(s: Subject, rows: list) -> list[str]:

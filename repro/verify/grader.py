@@ -18,7 +18,7 @@ _NO_ANSWER = ""  # what a missing answer is graded as; it is never readable
 
 
 class Grader:
-    """Grades answers; `seconds` is the hard limit for one pair, `megabytes` the memory limit of one worker."""
+    """Grades answers; `seconds` limits a pair's CPU time, `megabytes` the memory of one worker."""
 
     def __init__(self, seconds: float = 3.0, megabytes: int = 1024, workers: int | None = None) -> None:
         self.pool = Pool(workers or min(4, os.cpu_count() or 1), seconds, megabytes)
@@ -83,7 +83,7 @@ class Grader:
         return decided
 
     def _interpret(self, reply: Reply) -> tuple[Outcome, str]:
-        limit = f"within {self.pool.seconds:g} s and {self.pool.megabytes} MiB"
+        limit = f"within {self.pool.seconds:g} s of CPU time and {self.pool.megabytes} MiB"
         if reply.died:
             limit += " (two workers died of it)"
         if reply.reference is None:

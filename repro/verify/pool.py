@@ -1,4 +1,7 @@
-"""Worker processes with a hard time limit for each pair.
+"""Worker processes with a hard limit on the CPU time for each pair.
+
+CPU time, because a verdict must not depend on what else the machine does. A pair that gets no CPU time is given up
+after `PATIENCE` times its limit by the clock.
 
 Workers are plain Python processes behind pipes (`worker.py`). That works from any thread, in a forked or
 spawned process, in a notebook, and where `__main__` cannot be imported, which `multiprocessing` does not.
@@ -9,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import math
 import os
 import select
 import subprocess
@@ -19,6 +23,8 @@ import weakref
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 # Like `python -m repro.verify.worker`, but without the current folder on the path: nothing that happens to lie there
 # may be imported instead of the real module.
@@ -31,6 +37,7 @@ from repro.verify.worker import main
 main()
 """
 STARTUP_SECONDS = 120.0  # importing SymPy on a busy machine; not part of a pair's limit
+PATIENCE = 10  # by the clock: this many times the limit on CPU time, should a worker hang or the machine be overloaded
 _ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -88,7 +95,7 @@ class Worker:
     def wait_until_ready(self) -> None:
         """Block until the worker has imported what it needs. Raises `WorkerDiedError`."""
         if not self.ready:
-            if self._line(time.monotonic() + STARTUP_SECONDS) is None:
+            if self._line(math.inf, time.monotonic() + STARTUP_SECONDS) is None:
                 raise WorkerDiedError("the worker did not start")
             self.ready = True
 
@@ -98,23 +105,34 @@ class Worker:
         except OSError:
             raise WorkerDiedError("the worker is gone") from None
 
-    def receive(self, reply: Reply, deadline: float) -> bool:
-        """Fill in `reply` until it is complete (True) or the deadline has passed (False)."""
+    def cpu_seconds(self) -> float:
+        """The CPU time that the process has used so far. Raises `WorkerDiedError`."""
+        try:
+            used = psutil.Process(self.process.pid).cpu_times()
+        except psutil.Error:
+            raise WorkerDiedError("the worker is gone") from None
+        return used.user + used.system
+
+    def receive(self, reply: Reply, cpu_limit: float, deadline: float) -> bool:
+        """Fill in `reply` until it is complete (True) or a limit is reached (False): CPU time or the clock."""
         while reply.equal is None:
-            line = self._line(deadline)
+            line = self._line(cpu_limit, deadline)
             if line is None:
                 return False
             step, verdict = json.loads(line)
             setattr(reply, step, verdict)
         return True
 
-    def _line(self, deadline: float) -> bytes | None:
+    def _line(self, cpu_limit: float, deadline: float) -> bytes | None:
+        poll = select.poll()  # select.select cannot take a descriptor above 1023
+        poll.register(self.process.stdout, select.POLLIN | select.POLLHUP)
         while b"\n" not in self._received:
-            remaining = deadline - time.monotonic()
-            poll = select.poll()  # select.select cannot take a descriptor above 1023
-            poll.register(self.process.stdout, select.POLLIN | select.POLLHUP)
-            if remaining <= 0 or not poll.poll(remaining * 1000):
+            # One thread uses at most as much CPU time as passes by the clock, so the limit is not missed.
+            remaining = min(cpu_limit - self.cpu_seconds(), deadline - time.monotonic())
+            if remaining <= 0:
                 return None
+            if not poll.poll(remaining * 1000):
+                continue
             chunk = os.read(self.process.stdout.fileno(), 65536)
             if not chunk:
                 raise WorkerDiedError("the worker ended")
@@ -134,7 +152,7 @@ class Worker:
 
 
 class Pool:
-    """At most `size` pairs at a time, each for at most `seconds`, each in a process of at most `megabytes`.
+    """At most `size` pairs at a time, each for `seconds` of CPU time at most, in a process of at most `megabytes`.
 
     Processes are started when they are needed. When a pair takes suspiciously long, a spare one is started, so that
     ending the slow one costs the pairs behind it no start-up time.
@@ -159,7 +177,7 @@ class Pool:
         self._reset()
 
     def ask(self, answer: str, reference: str) -> Reply:
-        """What a worker finds out about the pair within the time limit. Blocks; safe to call from any thread.
+        """What a worker finds out about the pair within its limits. Blocks; safe to call from any thread.
 
         A worker that dies for another reason is replaced and its pair tried once more. Raises `RuntimeError` if
         workers do not even start.
@@ -191,12 +209,13 @@ class Pool:
         raise RuntimeError("the grader's workers do not start; `python -m repro.verify.worker 3 1024` shows why")
 
     def _attempt(self, worker: Worker, answer: str, reference: str, reply: Reply) -> bool:
+        used = worker.cpu_seconds()
         worker.send(answer, reference)
-        start = time.monotonic()
-        if worker.receive(reply, start + self.seconds / 3):
+        deadline = time.monotonic() + PATIENCE * self.seconds
+        if worker.receive(reply, used + self.seconds / 3, deadline):
             return True
         self._start_spare()
-        return worker.receive(reply, start + self.seconds)
+        return worker.receive(reply, used + self.seconds, deadline)
 
     def _take(self) -> Worker:
         with self._lock:

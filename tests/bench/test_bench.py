@@ -10,8 +10,7 @@ from conftest import perturb
 from repro.bench.bench import PeakMemory, plain_loss, training_batch
 from repro.cli import main
 from repro.methods.grpo import GRPO, grpo_loss
-from repro.model.logprobs import token_logprob
-from repro.model.training import Batch, Trainer
+from repro.model.training import LOGPROBS, Batch, Trainer
 
 
 def test_ours_and_the_plain_loop_have_the_same_loss_and_gradient(tiny):
@@ -27,7 +26,7 @@ def test_ours_and_the_plain_loop_have_the_same_loss_and_gradient(tiny):
     loss.backward()
     expected = torch.cat([p.grad.flatten().clone() for p in tiny.parameters])
     trainer = Trainer(tiny, 1e-3, tokens_per_batch=150)
-    total = trainer._accumulate(batch, partial(grpo_loss, settings=GRPO()), token_logprob, 1)
+    total = trainer._accumulate(batch, partial(grpo_loss, settings=GRPO()), LOGPROBS, 1)
     found = torch.cat([p.grad.flatten() for p in tiny.parameters])
     assert total == pytest.approx(loss.item(), rel=1e-5)
     assert (found - expected).norm() <= 1e-5 * expected.norm()

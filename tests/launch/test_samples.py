@@ -12,7 +12,7 @@ from repro.launch.samples import FILE, Recorder, coloured, read
 from repro.model.sampling import Completion
 from repro.tasks.problem import Problem
 
-CONFIG = Config(iterations=2, prompts=4, samples=4, train_problems=64, eval_problems=4, eval_samples=2)
+CONFIG = Config(steps=2, prompts=4, samples=4, train_problems=64, eval_problems=4, eval_samples=2)
 CONFIG = replace(CONFIG, max_new_tokens=32)
 
 

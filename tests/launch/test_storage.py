@@ -23,9 +23,9 @@ from repro.launch.storage import (
     write_atomically,
 )
 
-CONFIG = Config(iterations=3, prompts=4, samples=4, train_problems=64, eval_problems=4, eval_samples=2)
+CONFIG = Config(steps=3, prompts=4, samples=4, train_problems=64, eval_problems=4, eval_samples=2)
 CONFIG = replace(CONFIG, max_new_tokens=48)
-WORDS = "--iterations 3 --prompts 4 --samples 4 --train-problems 64 --eval-problems 4 --eval-samples 2"
+WORDS = "--steps 3 --prompts 4 --samples 4 --train-problems 64 --eval-problems 4 --eval-samples 2"
 WORDS += " --max-new-tokens 48 --arms nft --workers 1"
 
 

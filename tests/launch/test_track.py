@@ -32,7 +32,7 @@ def test_steps_and_results_reach_the_tracker_and_a_resumed_run_goes_on(library, 
     monkeypatch.setenv("TRACKED", str(tmp_path / "tracked"))
     monkeypatch.setattr("repro.launch.track.LIBRARY", "none")
     choose_tracker(library)
-    result = run_arm(PAPER, replace(CONFIG, iterations=2), "nft", 0, str(tmp_path / "runs"))
+    result = run_arm(PAPER, replace(CONFIG, steps=2), "nft", 0, str(tmp_path / "runs"))
     rows = [json.loads(line) for line in (tmp_path / "tracked").read_text().splitlines()]
     assert [row[0] for row in rows] == ["init", "log", "log", "log", "finish"]
     settings = rows[0][1]

@@ -21,7 +21,8 @@ from repro.model.logprobs import (
     reverse_kl,
     top_k_reverse_kl,
 )
-from repro.model.training import Batch, Trainer
+from repro.model.policy import BASE
+from repro.model.training import Batch, Reading, Trainer, as_they_are
 
 TEACHER = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64).log()
 STUDENT = torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64).log()
@@ -153,18 +154,20 @@ PROMPTS, CONTEXTS = [[5, 6, 7], [8, 9]], [[5, 6, 7, 20, 21], [8, 9, 30, 31, 32]]
 COMPLETIONS = [[11, 12, 13], [14, 15]]
 
 
-def distillation(contexts, teacher=None):
-    batch = Batch(list(zip(PROMPTS, COMPLETIONS, strict=True)), contexts=contexts, teacher=teacher)
-    batch.fields["weight"] = torch.full((5,), 0.2)
-    return batch
+FORWARD, REVERSE = Reading(forward_kl, teacher=BASE), Reading(reverse_kl, teacher=BASE)
+TAUGHT = Reading(forward_kl, teacher="teacher")
+
+
+def distillation(contexts):
+    return Batch(list(zip(PROMPTS, COMPLETIONS, strict=True)), contexts=contexts)
 
 
 def test_no_gradient_where_student_and_teacher_agree(tiny):
     trainer = Trainer(tiny, 1e-3)
     same = distillation(PROMPTS)
-    assert trainer.values(same, forward_kl).abs().max() == 0
-    assert trainer.step(same, lambda values, f: values * f.weight, forward_kl)["grad_norm"] < 1e-6
-    assert trainer.values(distillation(CONTEXTS), forward_kl).min() > 0
+    assert trainer.values(same, FORWARD).abs().max() == 0
+    assert trainer.step(same, as_they_are, FORWARD)["grad_norm"] < 1e-6
+    assert trainer.values(distillation(CONTEXTS), FORWARD).min() > 0
 
 
 def test_the_teacher_stays_while_the_student_learns(tiny):
@@ -173,10 +176,10 @@ def test_the_teacher_stays_while_the_student_learns(tiny):
     perturb(tiny, seed=1)
     frozen = tiny.adapter_state("teacher")
     trainer = Trainer(tiny, 1e-3)
-    batch = distillation(CONTEXTS, "teacher")
+    batch = distillation(CONTEXTS)
     with tiny.using("teacher"):
         before = trainer.values(Batch(batch.seen_by_teacher()))
-    losses = [trainer.step(batch, lambda values, f: values * f.weight, forward_kl)["loss"] for _ in range(8)]
+    losses = [trainer.step(batch, as_they_are, TAUGHT)["loss"] for _ in range(8)]
     assert losses[-1] < 0.8 * losses[0]
     assert all(torch.equal(value, frozen[key]) for key, value in tiny.adapter_state("teacher").items())
     with tiny.using("teacher"):
@@ -186,18 +189,18 @@ def test_the_teacher_stays_while_the_student_learns(tiny):
 
 def test_mini_and_micro_batches_keep_context_and_completion_together(tiny):
     perturb(tiny)
-    whole = Trainer(tiny, 1e-3, tokens_per_batch=1000).values(distillation(CONTEXTS), reverse_kl)
+    whole = Trainer(tiny, 1e-3, tokens_per_batch=1000).values(distillation(CONTEXTS), REVERSE)
     assert torch.allclose(
-        Trainer(tiny, 1e-3, tokens_per_batch=1).values(distillation(CONTEXTS), reverse_kl), whole, atol=1e-5
+        Trainer(tiny, 1e-3, tokens_per_batch=1).values(distillation(CONTEXTS), REVERSE), whole, atol=1e-5
     )
-    swapped = Trainer(tiny, 1e-3).values(distillation(CONTEXTS).select([1, 0]), reverse_kl)
+    swapped = Trainer(tiny, 1e-3).values(distillation(CONTEXTS).select([1, 0]), REVERSE)
     assert torch.allclose(swapped, whole[[3, 4, 0, 1, 2]], atol=1e-5)
 
 
 def test_a_reset_policy_and_optimiser_start_anew(tiny):
     start = tiny.adapter_state()
     trainer = Trainer(tiny, 1e-3)
-    batch = Batch(list(zip(PROMPTS, COMPLETIONS, strict=True)), {"weight": torch.full((5,), 0.2)})
+    batch = Batch(list(zip(PROMPTS, COMPLETIONS, strict=True)))
     losses = []
     for _ in range(2):
         losses.append([trainer.step(batch, nll)["loss"] for _ in range(3)])

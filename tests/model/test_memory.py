@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from papers.nft import PAPER, Config
 from repro.arm import run_arm
-from repro.bench.plan import kept_bytes, plan
+from repro.bench.plan import GIB, kept_bytes, plan
 from repro.cli import main
 from repro.config import RunConfig
-from repro.methods.sft import nll, token_mean
-from repro.model.policy import Policy, merged_bytes
+from repro.methods.sft import nll
+from repro.model.policy import BASE, POLICY, Policy, merged_bytes
 from repro.model.sampling import Decoding, sample
 from repro.model.training import Batch, Trainer, checkpointed_layers
 from repro.tiny import MODEL
@@ -25,7 +25,6 @@ PAIRS = [([5, 6, 7], [8, 9, 10]), ([4], [10, 11, 12, 13]), ([20] * 9, [21, 22]),
 
 def batch() -> Batch:
     made = Batch(PAIRS)
-    made.fields["weight"] = token_mean(made)
     return made
 
 
@@ -79,7 +78,7 @@ def test_out_of_memory_halves_the_micro_batch_then_checkpoints_then_is_an_error(
     resumed.load_state(trainer.state())
     assert resumed.checkpointed and resumed.tokens_per_batch == 16
     with pytest.raises(torch.OutOfMemoryError):
-        trainer.step(Batch([([5] * 20, [6])], {"weight": torch.ones(1)}), nll)
+        trainer.step(Batch([([5] * 20, [6])], {}), nll)
 
 
 def test_sampling_goes_on_with_fewer_rows(tiny, monkeypatch):
@@ -100,6 +99,10 @@ def test_sampling_goes_on_with_fewer_rows(tiny, monkeypatch):
     found = sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
     assert [[c.ids for c in group] for group in found] == [[c.ids for c in group] for group in expected]
     assert max(sizes) == 9 and sum(size for size in sizes if size <= 2) == 9
+    sizes.clear()
+    assert sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args) == found
+    assert max(sizes) <= 2 and sum(sizes) == 9  # it is remembered
+    repro.model.sampling._room.clear()
     monkeypatch.setattr("repro.model.sampling._decode", lambda *args: (_ for _ in ()).throw(torch.OutOfMemoryError))
     with pytest.raises(torch.OutOfMemoryError):
         sample(tiny.sampler(), tiny.tokenizer, prompts, 3, *args)
@@ -118,14 +121,14 @@ def test_without_room_for_a_merged_copy_the_same_is_sampled(monkeypatch):
         monkeypatch.setattr(Policy, "_merged_fits", lambda self, fits=fits: fits)
         prompts = [policy.encode([{"role": "user", "content": f"Compute {n}+5."}]) for n in (1, 23)]
         args = Decoding(temperature=0.0, max_new_tokens=24), policy.stop_ids, torch.Generator()
-        for adapter in ("policy", "old", None):
+        for adapter in (POLICY, "old", BASE):
             with policy.sampling(adapter) as model:
                 groups = sample(model, policy.tokenizer, prompts, 1, *args)
             texts.setdefault(adapter, []).append([c.text for group in groups for c in group])
         assert (policy._sampler is not None) == merged
         assert policy.model.active_adapter == "policy"
     assert all(text == every[0] for every in texts.values() for text in every)
-    assert texts["policy"] != texts[None]
+    assert texts["policy"] != texts["base"]
 
 
 def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
@@ -138,7 +141,7 @@ def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
         preset="tiny",  # the gpu preset wants a GPU
         model=str(folder),
         task="arithmetic",
-        iterations=1,
+        steps=1,
         prompts=2,
         samples=2,
         max_new_tokens=8,
@@ -157,7 +160,7 @@ def test_the_gpu_presets_path_runs_on_a_small_random_model(tmp_path):
         patch.setattr(Trainer, "__init__", checkpointed)
         patch.setattr("repro.model.logprobs.CHUNK_ELEMENTS", 320 * 4)
         patch.setattr("repro.run.Run.rewards", lambda self, problems, groups: torch.tensor([[1.0, 0.0]] * 2))
-        result = run_arm(PAPER, config, "grpo", 0, str(tmp_path / "runs"))
+        result = run_arm(PAPER, config, "nft", 0, str(tmp_path / "runs"))
     assert result["status"] == "ok" and result["budget"]["optimizer_steps"] > 0
     assert json.loads(json.dumps(result["history"]))[0]["loss"] is not None
 
@@ -220,3 +223,25 @@ def test_what_fits_grows_with_the_card(capsys, tmp_path):
     assert [f["merged_copy"] for f in found] == [False, False, True]
     assert main(["bench", "--plan", str(tmp_path / "absent")]) == 2
     assert capsys.readouterr().err.startswith("repro: --model")
+
+
+@pytest.mark.parametrize(("memory", "tokens", "checkpointed"), [(8, 4096, True), (12, 1024, False), (16, 2048, False)])
+def test_smaller_cards_come_to_smaller_micro_batches(memory, tokens, checkpointed, tmp_path):
+    """Qwen2.5-1.5B with the preset gpu; a card of 24 GB has room for its micro-batches as they are."""
+    Qwen2Config(
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_hidden_layers=28,
+        num_attention_heads=12,
+        num_key_value_heads=2,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    preset = RunConfig.for_preset("gpu")
+    found, longest = plan(dataclasses.replace(preset, model=str(tmp_path))), preset.max_new_tokens + 256
+    assert found.micro_batch(24 * GIB, preset.tokens_per_batch, longest) == (preset.tokens_per_batch, False)
+    assert found.micro_batch(memory * GIB, preset.tokens_per_batch, longest) == (tokens, checkpointed)
+    kept = found.kept_checkpointed if checkpointed else found.kept
+    assert longest <= tokens and found.resident(memory * GIB)[0] + tokens * kept < memory * GIB
+    assert found.rows(memory * GIB, longest) >= preset.rows_per_batch
+    assert found.micro_batch(2 * GIB, preset.tokens_per_batch, longest) == (0, True)

@@ -7,9 +7,9 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from repro.config import ConfigError, RunConfig
-from repro.methods.sft import nll, token_mean
+from repro.methods.sft import nll
 from repro.model.logprobs import completion_values
-from repro.model.policy import Policy, load_base
+from repro.model.policy import BASE, Policy, load_base
 from repro.model.training import Batch, NonFiniteLoss, Trainer
 from repro.tiny import MODEL
 
@@ -29,7 +29,7 @@ def test_reference_is_the_base_and_frozen_copies_keep_their_weights(tiny):
     perturb(tiny, seed=1)
     new = logp(tiny)
     assert not torch.allclose(base, old) and not torch.allclose(old, new)
-    with tiny.using(None):
+    with tiny.using(BASE):
         assert torch.equal(logp(tiny), base)
     with tiny.using("old"):
         assert torch.equal(logp(tiny), old)
@@ -43,7 +43,7 @@ def test_the_active_adapter_comes_back_after_an_exception(tiny):
     tiny.freeze_copy("old")
     perturb(tiny, seed=1)
     before = logp(tiny)
-    for name in ("old", None):
+    for name in ("old", BASE):
         with pytest.raises(KeyError), tiny.using(name):
             raise KeyError
         assert torch.equal(logp(tiny), before)
@@ -55,8 +55,8 @@ def test_merged_sampler_follows_the_adapter(tiny):
         with torch.no_grad():
             merged = completion_values(tiny.sampler(), PAIRS)
         assert torch.allclose(merged, logp(tiny), atol=1e-5)
-    with torch.no_grad(), tiny.using(None):
-        assert torch.equal(completion_values(tiny.sampler(None), PAIRS), logp(tiny))
+    with torch.no_grad(), tiny.using(BASE):
+        assert torch.equal(completion_values(tiny.sampler(BASE), PAIRS), logp(tiny))
 
 
 def test_same_seed_same_adapter():
@@ -81,7 +81,6 @@ def test_nf4_with_lora_trains_on_the_cpu(tmp_path):
     assert weight.dtype == torch.uint8 and weight.quant_state.quant_type == "nf4" and weight.quant_state.nested
     frozen = weight.data.clone()
     batch = Batch(PAIRS)
-    batch.fields["weight"] = token_mean(batch)
     trainer = Trainer(policy, 1e-2)
     losses = [trainer.step(batch, nll)["loss"] for _ in range(8)]
     assert losses[-1] < 0.7 * losses[0]
@@ -107,7 +106,6 @@ def test_micro_batched_optimiser_step_equals_the_whole_one():
         policy = Policy(RunConfig())
         policy.model.double()
         batch = Batch(PAIRS * 3)
-        batch.fields["weight"] = token_mean(batch)
         trainer = Trainer(policy, 1e-3, tokens_per_batch=tokens)
         for _ in range(2):
             trainer.step(batch, nll)

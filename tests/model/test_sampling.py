@@ -1,4 +1,4 @@
-"""The sampler against the model: distribution, log-probs, rows that part and leave, stop strings."""
+"""The sampler against the model: distribution, log-probs, rows that part and leave."""
 
 from types import SimpleNamespace
 
@@ -87,18 +87,6 @@ def test_same_generator_state_same_completions(tiny):
         for _ in range(2)
     ]
     assert runs[0] == runs[1]
-
-
-def test_top_k_and_top_p_cut_the_tail():
-    logits = torch.tensor([[3.0, 2.0, 1.0, 0.0, -1.0]]).repeat(4000, 1)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.arange(len(logits))
-    token, logp = choose(logits, rows, Decoding(top_k=2), generator)
-    assert set(token.tolist()) == {0, 1}
-    assert torch.allclose(logp, logits.log_softmax(-1).gather(-1, token[:, None])[:, 0])
-    # softmax is 0.64, 0.23, 0.09, 0.03, 0.01: the smallest set that reaches 0.8 has two tokens
-    token, _ = choose(logits, rows, Decoding(top_p=0.8), generator)
-    assert set(token.tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("rows", [1, 20_000])
@@ -194,21 +182,3 @@ def test_logits_that_are_not_numbers_are_an_error():
     model.get_output_embeddings().weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="not numbers"):
         sample(model, TOKENIZER, [[5, 6]], 2, Decoding(max_new_tokens=3), [1], torch.Generator())
-
-
-def test_stop_strings_end_the_text_at_any_token_border(tiny):
-    """Greedy completions are cut where the string begins, and go on to no further token."""
-    prompts = [tiny.encode([{"role": "user", "content": f"Compute {n}+5*2."}]) for n in (1, 23, 456)]
-    args = tiny.sampler(), tiny.tokenizer, prompts, 2
-    free = sample(*args, Decoding(temperature=0.0, max_new_tokens=48), tiny.stop_ids, torch.Generator())
-    text = free[0][0].text
-    for string in (text[3:6], text[-4:], text[:1], "not in any of them"):
-        decoding = Decoding(temperature=0.0, max_new_tokens=48, stop_strings=("\x00", string))
-        cut = sample(*args, decoding, tiny.stop_ids, torch.Generator())
-        for whole, short in zip([c for g in free for c in g], [c for g in cut for c in g], strict=True):
-            assert short.text == whole.text.partition(string)[0]
-            assert whole.ids[: len(short.ids)] == short.ids
-            if string in whole.text:
-                assert not short.truncated
-                assert string in tiny.tokenizer.decode(short.ids)
-                assert string not in tiny.tokenizer.decode(short.ids[:-1])

@@ -1,6 +1,7 @@
 """The properties of B-STaR: balance score, selection, the search for a setting, and the course of the optimiser."""
 
-from math import cos, pi
+from math import cos, isnan, pi
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,31 +15,39 @@ from papers.b_star import (
     choose,
     combined_reward,
     complete,
-    equal_samples,
+    draw,
     explored,
+    measure,
+    process_reward,
     select,
+    shape,
     turned_round,
 )
 from repro.arm import run_arm, run_folder
+from repro.config import ConfigError
+from repro.model.policy import BASE
 from repro.model.sampling import Completion
 from repro.model.training import cosine
 from repro.results.metrics import pass_at_k
+from repro.run import Rollouts
+from repro.tasks.problem import Problem
 
 SMALL = Config(
-    iterations=2,
-    prompts=4,
+    steps=2,
+    prompts=6,
     samples=2,
+    rounds=2,
     dev_problems=2,
     temperatures=(0.5, 1.0),
     updates=3,
-    restart_updates=2,
     batch_size=4,
     warmup_problems=8,
     warmup_updates=2,
     train_problems=64,
     eval_problems=8,
     eval_samples=2,
-    max_new_tokens=64,
+    max_new_tokens=48,
+    monitors=1,
 )
 
 
@@ -107,6 +116,12 @@ def test_combined_reward_keeps_right_and_wrong_apart_where_the_grid_has_its_gap(
     assert combined_reward(torch.zeros(2), process).tolist() == pytest.approx([-0.2, 0.2])
 
 
+def test_no_threshold_of_the_gap_lets_a_wrong_answer_in_that_the_verifier_is_sure_of():
+    wrong = pool([("a", 0.0, 1.0)])  # tanh of 10 is 1 in float32, and 1 / 5 in float32 is above 0.2
+    assert torch.tensor(20.0 / 2).tanh() == 1.0 and (torch.tensor(1.0) / 5).item() > 0.2
+    assert wrong.selected(0.2, 6) == [[]] and wrong.selected(0.1, 6) == [[0]]
+
+
 def test_threshold_is_inert_with_the_answer_alone():
     one = pool([("a", 1.0, 0.0), ("b", 1.0, 0.0), ("c", 0.0, 0.0)], [("a", 0.0, 0.0), ("b", 0.0, 0.0), ("c", 1.0, 0.0)])
     scores = {one.balance(tau, Config()) for tau in (0.0, 0.1, 0.5, 0.99)}
@@ -168,35 +183,124 @@ def test_unbiased_pass_at_k():
     ],
 )
 def test_a_commutative_step_is_turned_round(step, turned):
-    assert turned_round(step) == turned
+    rng = torch.Generator().manual_seed(0)
+    assert turned_round(f"{step}\n{step}", 1.0, rng) == f"{turned}\n{turned}"
+    assert turned_round(step, 0.0, rng) == step
+
+
+class Scripted:
+    """A run whose samples, rewards and verdicts (log-odds of Yes) are written down."""
+
+    def __init__(self, policy, completions, right, log_odds):
+        self.policy, self.completions, self.right, self.logged = policy, completions, right, {}
+        self.log_odds, self.read = log_odds, []
+
+    def sample(self, chats, samples, temperature):
+        return self.completions
+
+    def rewards(self, problems, completions):
+        return torch.tensor(self.right)
+
+    def values(self, batch, function, adapter, temperature=1.0):
+        assert temperature == 1.0 and adapter == BASE  # a verdict isn't a sample
+        self.read = batch.sequences
+        return torch.tensor(self.log_odds[: len(batch.sequences)])
+
+    def log(self, **values):
+        self.logged |= values
+
+
+PROBLEM = Problem("Compute 1+2.", "3", "1+2=3\n\\boxed{3}")
+GROUP = [  # right, a copy of it, wrong, goes on after its answer, has none
+    *(completion("1+2=3\n\\boxed{3}"), completion("1+2=3\n\\boxed{3}"), completion("1+2=4\n\\boxed{4}")),
+    *(completion("1+2=3\n\\boxed{3}\n1+1=2"), completion("1+2=3")),
+]
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_incomplete_solutions_are_never_selected(tiny, process):
+    run = Scripted(tiny, [GROUP], [[1.0, 1.0, 0.0, 1.0, 0.0]], [4.0, -4.0, 4.0, 4.0])
+    made = draw(run, [PROBLEM], 5, 1.0, process)
+    assert made.rewards.tolist() == [[1.0, 1.0, 0.0, 0.0, 0.0]]
+    assert made.selected(-9.0, 6) == [[0, 2]]
+    assert run.logged["complete"] == pytest.approx(3 / 5)
+
+
+def test_process_reward_is_twice_the_probability_of_yes_less_one_and_reads_equal_texts_once(tiny):
+    run = Scripted(tiny, [GROUP], [], [0.0, 1.0, -2.0, 40.0])
+    score = process_reward(run, Rollouts([PROBLEM], [GROUP], torch.zeros(1, 5)))[0].tolist()
+    assert score == pytest.approx([0.0, 0.0, 0.462117, -0.761594, 1.0], abs=1e-6)
+    assert len(run.read) == 4
+
+
+# --- evaluation -----------------------------------------------------------------------------------------------------
+
+
+def test_a_problem_without_any_equation_repeats_none():
+    assert isnan(explored([completion("none"), completion("none")], [0.0, 0.0])["repeated equations"])
+    rollouts = Rollouts([PROBLEM] * 2, [[completion("none")] * 4, [completion("1+2=3")] * 4], torch.zeros(2, 4))
+    found = measure(SimpleNamespace(history=[]), Config(), rollouts)
+    assert found["repeated equations"].values == (0.75,)
+    assert found["pass@K-2"].values == found["distinct right"].values == (0.0, 0.0)
+    assert isnan(measure(SimpleNamespace(history=[]), Config(), rollouts.select([0]))["repeated equations"].value)
+
+
+def test_course_is_measured_from_its_first_to_its_last_round():
+    rows = [{"temperature": 0.6, "balance": 0.2}, {"temperature": 1.0, "balance": 0.4, "repeated equations": 0.5}]
+    found = measure(SimpleNamespace(history=rows), Config(), Rollouts([PROBLEM], [GROUP], torch.zeros(1, 5)))
+    assert (found["first temperature"].value, found["last temperature"].value) == (0.6, 1.0)
+    assert found["first repeated equations"].value == found["last repeated equations"].value == 0.5
+    assert "first threshold" not in found
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("preset", "expected"), [("tiny", (128, 10)), ("smol", (16, 16)), ("gpu", (128, 10))])
+def test_search_and_sampling_cost_what_the_protocol_has(preset, expected):
+    config = Config.for_preset(preset)
+    assert shape(config) == expected
+    problems, samples = expected
+    searched = problems + config.dev_problems * (len(config.temperatures) - 1)
+    total = config.steps * config.prompts * config.samples
+    assert config.rounds * searched * config.samples == config.rounds * problems * samples == total
+
+
+def test_a_search_that_leaves_nothing_is_refused():
+    with pytest.raises(ConfigError, match="--dev-problems 54: at most 53 "):
+        shape(Config(dev_problems=54))  # 160 problems a round: 54 of them at 3 temperatures are more
+    assert shape(Config(dev_problems=53))[0] == 54
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Every arm of a very small run."""
     out = str(tmp_path_factory.mktemp("runs"))
-    return out, {arm: run_arm(PAPER, SMALL, arm, 0, out) for arm in PAPER.all_arms}
+    return out, {arm: run_arm(PAPER, SMALL, arm, 0, out) for arm in PAPER.arms}
 
 
 def test_every_arm_runs_on_equal_samples(finished):
     _, results = finished
     assert all(result["status"] == "ok" for result in results.values())
-    trained = {arm: r["budget"] for arm, r in results.items() if arm != "base"}
-    assert equal_samples(SMALL) == 3
-    assert {b["completions"] for b in trained.values()} == {2 * 4 * 3}
-    assert results["base"]["budget"]["completions"] == 0
+    trained = {arm: r["budget"] for arm, r in results.items() if arm not in ("base", "warm")}
+    assert {b["completions"] for b in trained.values()} == {2 * 6 * 2}
+    assert results["warm"]["budget"]["completions"] == results["warm"]["budget"]["optimizer_steps"] == 0
     for arm in ("online_rft", "b_star"):
         row = results[arm]["history"][-1]
         assert {"temperature", "threshold", "balance", "pass@K-2", "best-of-K", "reward@K-K/2"} <= row.keys()
+    for result in results.values():
+        assert {"pass@K-2", "distinct right"} <= result["per_problem"].keys()
 
 
 def test_every_arm_starts_from_one_base(finished):
-    _, results = finished
+    out, results = finished
     first = {r["history"][0]["reward"] for arm, r in results.items() if arm in ("star", "rest_em", "online_rft")}
     assert len(first) == 1
+    folder = run_folder(PAPER, SMALL, "warm", 0, out)
+    warm = torch.load(folder / "checkpoint.pt", weights_only=True)["adapter"]
+    made = torch.load(folder.parent / "warmup-seed0.pt", weights_only=True)
+    assert all(torch.equal(warm[name], made[name]) for name in made)
+    assert any(value.abs().max() > 0 for name, value in made.items() if "lora_B" in name)  # 0 before any training
 
 
 def test_optimiser_and_schedule_go_on_over_iterations(finished):
@@ -209,7 +313,7 @@ def test_optimiser_and_schedule_go_on_over_iterations(finished):
         last = 0.05 + 0.95 * (1 + cos(pi * 5 / 6)) / 2
         assert trainer["learning_rate"] == pytest.approx(SMALL.learning_rate * last)
     restarted = torch.load(run_folder(PAPER, SMALL, "rest_em", 0, out) / "checkpoint.pt", weights_only=True)["trainer"]
-    assert restarted["steps"] == 2
+    assert restarted["steps"] == results["rest_em"]["budget"]["optimizer_steps"] / 2 == 6  # twice as many a round
     assert cosine(0, 6, 0.05) == 1.0 and cosine(6, 6, 0.05) == pytest.approx(0.05)
 
 
@@ -229,5 +333,5 @@ def test_interrupted_between_iterations_it_ends_alike(finished, tmp_path, monkey
     monkeypatch.setattr(b_star, "improve", improve)
     resumed = run_arm(PAPER, SMALL, "rest_em", 0, str(tmp_path))
     assert resumed["history"] == results["rest_em"]["history"]
-    assert resumed["per_problem"] == results["rest_em"]["per_problem"]
+    assert resumed["metrics"] == results["rest_em"]["metrics"]
     assert resumed["budget"] == results["rest_em"]["budget"]

@@ -1,6 +1,7 @@
 """InT's data pipeline, its fine-tuning targets, its budget and the paper's worked numbers."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,13 +16,17 @@ from papers.intervention import (
     intervention_examples,
     interventions,
     leaks,
+    measure,
     step_number,
     target_batch,
+    unsolved,
 )
 from repro.arm import run_arm, run_folder
+from repro.config import ConfigError
 from repro.methods.sft import nll
+from repro.model.policy import BASE, POLICY
 from repro.results.metrics import pass_at_k
-from repro.run import Run, unsolved
+from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
@@ -95,20 +100,20 @@ def test_the_target_is_prefix_and_intervention_without_an_end(run, tiny):
     assert prompt == tiny.encode(prompts.solve(PROBLEM))
     # what the sampler continues from is what was trained on
     assert prompt + completion == tiny.encode(prompts.go_on(prompts.solve(PROBLEM), y_int(3)))
-    assert batch.fields["weight"].tolist() == pytest.approx([1 / len(completion)] * len(completion))
+    assert batch.fields["share"].tolist() == pytest.approx([1 / len(completion)] * len(completion))
 
 
 def test_uniform_logits_give_log_of_the_vocabulary(run):
     batch = target_batch(run, [EXAMPLE, {**EXAMPLE, "content": "9+1=10+0"}], "intervention")
     logp = torch.full((sum(batch.lengths),), -math.log(50))
-    assert nll(logp, SimpleNamespace(**batch.fields)).sum().item() == pytest.approx(math.log(50), rel=1e-5)
+    assert (nll(logp, None) * batch.fields["share"]).sum().item() == pytest.approx(math.log(50), rel=1e-5)
 
 
 def test_the_wrong_rest_of_the_attempt_changes_nothing(run):
     other = {**EXAMPLE, **intervene("2+3=5\n5+4=9\n9+1=19\n19+6=25\n\\boxed{25}", 3, "9+1=10")}
     for kind in ("intervention", "no_prefix"):
         a, b = (target_batch(run, [example], kind) for example in (EXAMPLE, other))
-        assert a.sequences == b.sequences and torch.equal(a.fields["weight"], b.fields["weight"])
+        assert a.sequences == b.sequences and torch.equal(a.fields["share"], b.fields["share"])
 
 
 def test_masks_of_the_ablations(run, tiny):
@@ -116,7 +121,7 @@ def test_masks_of_the_ablations(run, tiny):
     for kind, trained in (("intervention", True), ("no_prefix", False)):
         batch = target_batch(run, [EXAMPLE], kind)
         logp = torch.zeros(sum(batch.lengths), requires_grad=True)
-        nll(logp, SimpleNamespace(**batch.fields)).sum().backward()
+        (nll(logp, None) * batch.fields["share"]).sum().backward()
         assert bool((logp.grad[:prefix] != 0).all()) == trained and (logp.grad[prefix:] < 0).all()
         assert trained or not logp.grad[:prefix].any()
         assert logp.grad.sum().item() == pytest.approx(-1)
@@ -136,10 +141,12 @@ class Scripted:
 
     def __init__(self, replies, rewards, **what):
         self.replies, self.scores = iter(replies), iter(rewards)
+        self.adapter = BASE  # what the data comes from
         self.policy, self.seed, self.asked = SimpleNamespace(device="cpu"), 0, []
         self.__dict__.update(what)
 
-    def sample(self, chats, samples, *_):
+    def sample(self, chats, samples, temperature=None, adapter=POLICY, generator=None):
+        assert adapter == self.adapter
         self.asked.append((chats, samples))
         replies = next(self.replies)
         words = replies if isinstance(replies, list) else [replies] * len(chats)
@@ -154,7 +161,7 @@ def test_one_right_continuation_keeps_an_intervention_and_none_drops_it():
     one[17] = 1.0
     replies = [["Step 3", "Step 3", "Step 3", "no idea", "Step 4"], ["9+1=10", "9+1=8", "9+2=10", "9+1=16"], "..."]
     attempts = [[ATTEMPT], [ATTEMPT, ATTEMPT], [ATTEMPT, ATTEMPT]]
-    run = Scripted(replies, [[*one, *none, *one]], problems=[PROBLEM] * 3, state={"attempts": attempts})
+    run = Scripted(replies, [[*one, *none, *one]], problems=[PROBLEM] * 3, kept={"attempts": attempts})
     made = interventions(run, Config(attempts=2, continuations=32))
     assert [(e["problem"], e["content"], e["suffix"]) for e in made["examples"]] == [
         (0, "9+1=10", "..."),
@@ -165,9 +172,11 @@ def test_one_right_continuation_keeps_an_intervention_and_none_drops_it():
     continued = run.asked[-1][0][0]
     assert continued == [*prompts.solve(PROBLEM), {"role": "assistant", "content": y_int(3)}]  # the same turn goes on
     for filtered, contents in ((True, {"9+1=10", "9+2=10"}), (False, {"9+1=10", "9+1=8"})):  # the first of a problem
-        run.steps, run.shared = lambda n: [0], lambda *_: made
-        intervention_examples(run, Config(), filtered)
-        assert {e["content"] for e in run.state["examples"]} == contents
+        run.stage, run.shared = lambda *_: [0], lambda *_: made
+        assert {e["content"] for e in intervention_examples(run, Config(), filtered)} == contents
+    made["examples"] = made["examples"][1:2]
+    with pytest.raises(ConfigError, match="no intervention led"):
+        intervention_examples(run, Config(), True)
 
 
 def test_the_pool_is_what_no_sample_solves():
@@ -176,6 +185,27 @@ def test_the_pool_is_what_no_sample_solves():
     left = unsolved(run, [PROBLEM] * 3, 16, seed=0)
     assert left == {0: ["a", "b"]}  # different attempts once
     assert [(len(chats), samples) for chats, samples in run.asked] == [(3, 4), (2, 4), (1, 8)]
+
+
+def test_never_solved_problems_of_the_evaluation_are_not_sampled_again():
+    held_out = [replace(PROBLEM, question=f"Problem {i}.") for i in range(8)]
+    found = [{"problem": i, **intervene(ATTEMPT, 3, "9+1=10")} for i in (1, 5)]
+    config = Config(hard_problems=8, eval_samples=2)
+    run = Scripted(["a"] * 4, [[1, 0], [0, 0, 0, 0], [1, 0, 0, 0], [1, 1, 0, 1]], kept={}, config=config)
+    run.adapter, run.shared = POLICY, lambda *_: {"rows": [1, 5], "found": found}
+    run.held_out = lambda size: held_out[:size]
+    evaluated = [held_out[i] for i in (3, 1, 0)]  # of another order
+    rollouts = Rollouts(evaluated, [[]] * 3, torch.tensor([[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]))
+    metrics = measure(run, config, rollouts)
+    assert [(len(chats), samples) for chats, samples in run.asked] == [(1, 2), (2, 2), (2, 2), (2, 2)]
+    values = {name: metric.values for name, metric in metrics.items()}
+    assert values["accuracy, never solved"] == (0.5, 0.5) and values["pass@2, never solved"] == (1.0, 1.0)
+    assert values["accuracy, wrong step"] == (0.5, 0.0) and values["accuracy, correct prefix"] == (0.0, 0.0)
+    assert values["accuracy, intervention"] == (1.0, 0.5)
+    begun = [chats[0][-1]["content"] for chats, _ in run.asked[1:]]
+    assert begun == ["2+3=5\n5+4=9", "2+3=5\n5+4=9\n9+1=11", "2+3=5\n5+4=9\n9+1=10"]
+    run.shared = lambda *_: {"rows": [], "found": []}  # a base that solves all of them
+    assert all(not metric.values for metric in measure(run, config, rollouts).values())
 
 
 # --- whole runs -----------------------------------------------------------------------------------------------------
@@ -187,11 +217,12 @@ SMALL = Config(
     eval_problems=8,
     eval_samples=2,
     max_new_tokens=48,
+    monitors=1,
     pool_problems=24,
     pool_samples=4,
     sft_steps=2,
     sft_batch=4,
-    completions=192,
+    steps=12,
     hard_problems=16,
     hard_samples=4,
 )
@@ -200,7 +231,7 @@ SMALL = Config(
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     out = str(tmp_path_factory.mktemp("runs"))
-    return out, {arm: run_arm(PAPER, SMALL, arm, 0, out) for arm in PAPER.all_arms}
+    return out, {arm: run_arm(PAPER, SMALL, arm, 0, out) for arm in PAPER.arms}
 
 
 def test_every_arm_trains_within_one_budget(finished):
@@ -208,10 +239,10 @@ def test_every_arm_trains_within_one_budget(finished):
     assert all(r["status"] == "ok" for r in results.values())
     for arm in ("rl", "sft_reference_rl", "int_rl", "sft_terse_rl"):
         spent = results[arm]["budget"]["completions"]
-        assert SMALL.completions - SMALL.prompts * SMALL.samples < spent <= SMALL.completions
+        assert 11 * SMALL.prompts * SMALL.samples < spent <= 12 * SMALL.prompts * SMALL.samples
     assert len({str(results[arm]["data"]) for arm in results if arm != "base"}) == 1  # the same hard pool
     assert results["int"]["data"]["problems"] < SMALL.pool_problems
-    for arm in ("int", *PAPER.extra_arms):
+    for arm in ("int", "int_no_prefix", "int_with_suffix", "int_no_filter", "sft_terse_rl"):
         assert results[arm]["metrics"]["target NLL"]["value"] > 0
     for result in results.values():  # the same held-out problems for all
         names = ("never solved", "correct prefix", "wrong step", "intervention")
@@ -225,11 +256,11 @@ def test_stopped_in_each_stage_it_ends_as_without_a_stop(finished, tmp_path, mon
     out, results = finished
     work, calls = Run.update, []
 
-    def failing(self, *args):
+    def failing(self, *args, **more):
         calls.append(1)
         if len(calls) in (2, 5):  # within fine-tuning, within RL
             raise KeyboardInterrupt
-        work(self, *args)
+        work(self, *args, **more)
 
     monkeypatch.setattr(Run, "update", failing)
     for _ in range(2):

@@ -1,5 +1,6 @@
 """Every paper's script under SIGKILL, twenty times a run, between and inside steps: it ends as if nothing had been."""
 
+import json
 import os
 import random
 import signal
@@ -12,14 +13,17 @@ import pytest
 import torch
 from conftest import TIMED
 
-from repro.cli import load_paper, paper_scripts
-from repro.results.files import read_results
+from repro.scripts import paper_scripts
 
 KILLS = 20
-COMMON = "--iterations 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
+COMMON = "--steps 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
 MORE = {
-    "b_star": "--iterations 14 --dev-problems 2 --updates 8 --restart-updates 2 --warmup-problems 8 --warmup-updates 2",
-    "intervention": "--completions 800 --pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
+    "b_star": "--rounds 10 --dev-problems 2 --updates 8 --warmup-problems 8 --warmup-updates 2",
+    "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
+    "opsd": "--updates 40",
+    "revise": "--verify-steps 20 --refined-problems 8",
+    "rise": "--updates 30 --batch 8 --turn-problems 8",
+    "score": "--conversation-problems 2",
 }
 ARMS = {
     "intervention": "int_rl",
@@ -30,7 +34,7 @@ ARMS = {
 
 class Script:
     def __init__(self, name: str, out: Path):
-        self.paper, self.out = load_paper(name), out
+        self.name, self.out = name, out
         words = [*COMMON.split(), *MORE.get(name, "").split(), "--arms", ARMS.get(name, name), "--out", str(out)]
         self.command = [sys.executable, str(paper_scripts()[name]), *words]
 
@@ -45,8 +49,8 @@ class Script:
         assert process.returncode == 0, errors[-2000:]
 
     def outcome(self) -> tuple[dict, dict]:
-        ((result,),) = read_results(self.out).values()
-        (checkpoint,) = self.out.rglob("checkpoint.pt")
+        (file,) = self.out.glob(f"{self.name}/*/*/result.json")
+        result, checkpoint = json.loads(file.read_text()), file.with_name("checkpoint.pt")
         weights = torch.load(checkpoint, weights_only=True)["adapter"]
         return {k: v for k, v in result.items() if k not in TIMED}, weights
 
@@ -61,7 +65,7 @@ def test_killed_twenty_times_it_ends_bit_identical(name, tmp_path):
     while kills < KILLS:
         process, began = killed.start(), time.monotonic()
         if rng.random() < 0.4:  # behind a step that was finished in this process
-            while (line := process.stderr.readline()) and "step " not in line:
+            while (line := process.stderr.readline()) and "s/step" not in line:
                 pass
             startup = min(startup, time.monotonic() - began)
             time.sleep(0.2 * rng.random())

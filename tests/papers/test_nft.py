@@ -9,10 +9,9 @@ import torch
 from papers.nft import Config, max_v, negative_ratio, nft_loss, prompt_weight
 from repro.config import RunConfig
 from repro.methods.grpo import GRPO, advantages, grpo_loss
-from repro.methods.sft import nll, token_mean
-from repro.model.logprobs import token_logprob
+from repro.methods.sft import nll
 from repro.model.policy import Policy
-from repro.model.training import Batch, Trainer
+from repro.model.training import LOGPROBS, Batch, Trainer, token_weights
 
 PLAIN = Config(omega="1")
 
@@ -117,13 +116,13 @@ def make_batch(policy: Policy) -> Batch:
     batch.fields["right"] = batch.spread(rewards.flatten())
     batch.fields["r_hat"] = batch.spread(rewards.mean(1, keepdim=True).expand(3, 4).flatten())
     batch.fields["advantage"] = batch.spread(advantages(rewards, "dr_grpo").flatten())
-    batch.fields["weight"] = token_mean(batch)
+    batch.fields["weight"] = token_weights(batch.lengths, "token")
     return batch
 
 
 def adapter_gradient(policy: Policy, batch: Batch, loss) -> torch.Tensor:
     trainer = Trainer(policy, 0.0, max_grad_norm=1e9)
-    trainer._accumulate(batch, loss, token_logprob, 1)
+    trainer._accumulate(batch, loss, LOGPROBS, 1)
     gradient = torch.cat([p.grad.flatten() for p in policy.parameters]).double()
     trainer.optimizer.zero_grad()
     return gradient
@@ -132,9 +131,7 @@ def adapter_gradient(policy: Policy, batch: Batch, loss) -> torch.Tensor:
 def test_one_update_per_rollout_is_dr_grpo():
     policy = Policy(RunConfig())
     batch = make_batch(policy)
-    nft = adapter_gradient(
-        policy, batch, lambda logp, f: nft_loss(logp, f.old_logp, f.right, f.r_hat, Config()) * f.weight
-    )
+    nft = adapter_gradient(policy, batch, lambda logp, f: nft_loss(logp, f.old_logp, f.right, f.r_hat, Config()))
     grpo = adapter_gradient(policy, batch, partial(grpo_loss, settings=GRPO(variant="dr_grpo")))
     assert torch.nn.functional.cosine_similarity(nft, grpo, dim=0) > 0.99999
     assert (nft.norm() / grpo.norm()).item() == pytest.approx(1.0, abs=1e-4)
@@ -144,9 +141,7 @@ def test_without_negatives_it_is_rft():
     policy = Policy(RunConfig())
     batch = make_batch(policy)
     config = replace(PLAIN, neg_weight=0.0)
-    rft = adapter_gradient(
-        policy, batch, lambda logp, f: nft_loss(logp, f.old_logp, f.right, f.r_hat, config) * f.weight
-    )
+    rft = adapter_gradient(policy, batch, lambda logp, f: nft_loss(logp, f.old_logp, f.right, f.r_hat, config))
     right_only = Batch(batch.sequences, {"weight": batch.fields["weight"] * batch.fields["right"]})
     likelihood = adapter_gradient(policy, right_only, nll)
     assert torch.allclose(rft, likelihood, atol=1e-7)
@@ -165,3 +160,11 @@ def test_loss_stays_finite_where_the_implied_policy_is_negative():
     for ratio in (1e-6, 1.0, 4.0, 1e6):
         value, gradient = coefficient(ratio, 0.0, 0.98, Config())
         assert abs(value) < 1e9 and abs(gradient) < 1e9
+
+
+def test_right_and_wrong_tokens_are_both_bounded_at_the_largest_ratio():
+    config = replace(PLAIN, max_log_ratio=1.0)
+    for right in (1.0, 0.0):
+        inside, beyond = (coefficient(ratio, right, 0.25, config) for ratio in (2.0, 4.0))
+        assert inside[1] != 0.0 and beyond[1] == 0.0  # log 4 > 1
+    assert coefficient(4.0, 1.0, 0.25, config)[0] == pytest.approx(-1.0)

@@ -17,16 +17,20 @@ from papers.revise import (
     confidence,
     imitated,
     make_pair,
-    preference_loss,
+    measure,
+    read,
     revise,
     revise_loss,
     solve,
+    until_refine,
     votes,
 )
+from repro import Rollouts, Run
 from repro.arm import run_arm, run_folder
+from repro.methods.dpo import dpo_loss
 from repro.model.logprobs import completion_values
 from repro.model.sampling import Completion
-from repro.run import Run
+from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
 P, A, B, R, C, D, E = 9, 10, 11, 5, 12, 13, 1  # prompt, letters, [refine], end
@@ -86,6 +90,11 @@ def test_classes_are_balanced(right, wrong, kept):
     rows = balanced(labels, 2.0, torch.Generator().manual_seed(0))
     assert len(set(rows)) == len(rows)
     assert (sum(labels[i] for i in rows), sum(not labels[i] for i in rows)) == kept
+
+
+def preference_loss(logp, start, row, beta):
+    """L_pref of each pair."""
+    return dpo_loss(logp, SimpleNamespace(row=row, ref_logp=start), beta, 1)
 
 
 # --- losses ---------------------------------------------------------------------------------------------------------
@@ -166,7 +175,7 @@ def fields_of(pairs, start):
         [m for chosen, rejected in pairs for m in [*imitated(chosen, REFINE), *[0.0] * len(rejected)]]
     )
     row = torch.arange(len(lengths)).repeat_interleave(lengths)
-    return SimpleNamespace(row=row, weight=weight.double() / weight.sum(), start_logp=start)
+    return SimpleNamespace(row=row, weight=weight.double() / weight.sum(), ref_logp=start)
 
 
 def test_both_forms_of_lambda_have_one_direction():
@@ -177,7 +186,7 @@ def test_both_forms_of_lambda_have_one_direction():
         fields = fields_of(pairs, completion_values(start, sequences))
     paper = gradient(model, revise_loss(completion_values(model, sequences), fields, 2, Config()))
     logp = completion_values(model, sequences)
-    code = preference_loss(logp, fields.start_logp, fields.row, 0.1).mean() + 10 * (-logp * fields.weight).sum()
+    code = preference_loss(logp, fields.ref_logp, fields.row, 0.1).mean() + 10 * (-logp * fields.weight).sum()
     other = gradient(model, code)
     assert torch.nn.functional.cosine_similarity(paper, other, dim=0).item() == pytest.approx(1.0, abs=1e-9)
     assert (other.norm() / paper.norm()).item() == pytest.approx(10.0)
@@ -215,38 +224,49 @@ class Scripted:
     """Stands for a run: the policy writes 30, 31, 32, ..., and refines ``asks`` times."""
 
     def __init__(self, asks: int):
-        self.asks, self.contexts, self.judged, self.count = asks, [], [], 0
-        self.policy = SimpleNamespace(token=lambda text: REFINE, tokenizer=SimpleNamespace(eos_token_id=END))
+        self.asks, self.contexts, self.judged, self.count, self.seed = asks, [], [], 31, 0
+        tokenizer = SimpleNamespace(eos_token_id=END, decode=lambda ids: " ".join(map(str, ids)))
+        self.policy = SimpleNamespace(token=lambda text: REFINE, tokenizer=tokenizer, device="cpu")
 
-    def sample(self, chats, samples, temperature, generator, stop):
-        assert stop == (REFINE,)
+    def sample(self, chats, samples, generator, stop):
+        assert stop == (REFINE,) and samples == 1
         self.contexts.append(chats)
-        prompts = [c if isinstance(c[0], int) else (7, 8) for c in chats]
-        ids = (30 + self.count, END)  # the likelier decision counts, not the sampled one
+        ids = (self.count, END)  # the likelier decision counts, not the sampled one
         self.count += 1
-        return [[Completion(p, ids, (0.0, 0.0), str(ids[0]), False)] * samples for p in prompts]
+        return [[Completion(tuple(c), ids, (0.0, 0.0), str(ids[0]), False)] for c in chats]
 
     def values(self, batch, function):
         def log_probs(ids) -> list[float]:
             refine = 0.6 if list(ids).count(REFINE) < self.asks else 0.1
-            return [math.log(0.7 - refine), math.log(refine)]
+            return [math.log(0.7 - refine), math.log(refine), -1.0]
 
-        self.judged += [prompt for prompt, _ in batch.sequences]
-        return torch.tensor([log_probs(prompt) for prompt, _ in batch.sequences])
+        self.judged += [(*prompt, *ids[:-1]) for prompt, ids in batch.sequences]
+        return torch.tensor([log_probs(prompt) for prompt, ids in batch.sequences for _ in ids])
 
     def rewards(self, problems, completions):
         return torch.tensor([[float(c.text == "32") for c in group] for group in completions])
 
 
+def answer(*ids: int, prompt=(7, 8)) -> Completion:
+    return Completion(prompt, ids, (-1.0,) * len(ids), " ".join(map(str, ids[:-1])), False)
+
+
+FIRST = Rollouts([Problem("q", "1")], [[answer(30, END)]], torch.zeros(1, 1))
+
+
+def solved(run: Scripted, rounds: int):
+    return solve(run, FIRST, read(run, [((7, 8), (30,))], REFINE), Config(rounds=rounds))
+
+
 @pytest.mark.parametrize(("asks", "rounds"), [(0, 3), (1, 3), (9, 1), (9, 3)])
 def test_the_loop_ends_at_the_limit_and_goes_on_in_the_same_answer(asks, rounds):
     run = Scripted(asks)
-    attempts = solve(run, [Problem("q", "1")], 1, Config(rounds=rounds))
+    attempts = solved(run, rounds)
     refinements = min(asks, rounds)
     turns = [turn[0][0] for turn in attempts.completions]
     assert [int(c.text) for c in turns] == [30 + min(n, refinements) for n in range(rounds + 1)]
     assert list(turns[-1].written).count(REFINE) == refinements  # the answer is the text behind the last one
-    for n, contexts in enumerate(run.contexts[1:], 1):
+    for n, contexts in enumerate(run.contexts, 1):
         earlier = [token for i in range(n) for token in (30 + i, REFINE)]
         assert [list(c) for c in contexts] == ([[7, 8, *earlier]] if n <= refinements else [])
     assert attempts.rewards[:, 0, 0].tolist() == [float(c.text == "32") for c in turns]
@@ -254,11 +274,37 @@ def test_the_loop_ends_at_the_limit_and_goes_on_in_the_same_answer(asks, rounds)
 
 def test_a_second_attempt_is_judged_behind_the_question_alone():
     run = Scripted(1)
-    attempts = solve(run, [Problem("q", "1")], 1, Config(rounds=1))
+    attempts = solved(run, 1)
     run.judged = []
-    metrics = votes(run, attempts, Config(eval_samples=1))
-    assert run.judged == [(7, 8, 30), (7, 8, 31), (7, 8, 30, REFINE, 31)]
-    assert metrics["auroc, chance"] == 0.5
+    votes(run, attempts, torch.zeros(1), Config(eval_samples=1))
+    assert run.judged == [(7, 8, 31), (7, 8, 30, REFINE, 31)]
+
+
+def test_first_attempts_are_the_evaluations_answers_up_to_the_decision():
+    run = Scripted(0)
+    whole = answer(40, 41, REFINE, 42, REFINE, 43, END)
+    assert until_refine(run, whole, REFINE) == Completion((7, 8), (40, 41, REFINE), (-1.0,) * 3, "40 41", False)
+    cut = replace(whole, ids=whole.ids[:-1], logprobs=whole.logprobs[:-1], truncated=True)
+    assert not until_refine(run, cut, REFINE).truncated  # the attempt itself had its end
+    assert until_refine(run, answer(40, END), REFINE) == answer(40, END)
+    rollouts = Rollouts([Problem("q", "1")], [[whole, answer(32, END)]], torch.zeros(1, 2))
+    metrics = measure(run, Config(eval_samples=2, rounds=1), rollouts)
+    assert run.judged == [(7, 8, 40, 41), (7, 8, 32)]
+    assert metrics["acc@t1"].values == (0.5,) and metrics["refined"].values == (0.0,)
+    assert metrics["auroc, chance"].value == 0.5
+
+
+def test_decisions_are_read_at_temperature_1(tmp_path):
+    """P(end) and the likelihood are the model's own, whatever temperature the samples were drawn at."""
+    run = Run(PAPER, "revise", 0, replace(TINY, temperature=0.5), tmp_path)
+    refine, end = run.policy.token(run.config.refine), run.policy.tokenizer.eos_token_id
+    prompt = run.policy.encode(prompts.solve(run.problems[0]))
+    solution = run.policy.tokenizer(run.problems[0].solution, add_special_tokens=False).input_ids
+    with torch.no_grad():
+        logp = run.policy.model(torch.tensor([[*prompt, *solution]])).logits[0].double().log_softmax(-1)
+    likelihood = logp[len(prompt) - 1 : -1].gather(-1, torch.tensor(solution)[:, None]).mean()
+    expected = [logp[-1, end].item(), logp[-1, refine].item(), likelihood.item()]
+    assert read(run, [(prompt, solution)], refine)[0].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_confidence():
@@ -271,28 +317,33 @@ def test_confidence():
 
 TINY = replace(
     Config.for_preset("tiny"),
-    iterations=3,
-    verify_iterations=1,
+    steps=3,
+    verify_steps=1,
     prompts=3,
+    samples=4,
     train_problems=64,
     eval_problems=6,
     eval_samples=3,
+    refined_problems=5,
     max_new_tokens=40,
     rounds=2,
+    monitors=1,
 )
 
 
-@pytest.mark.parametrize("arm", PAPER.all_arms)
+@pytest.mark.parametrize("arm", ["base", "revise"])  # base stands for the standard arms: they are measured alike
 def test_every_arm_runs(arm, tmp_path):
     result = run_arm(PAPER, TINY, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
-    assert result["budget"]["completions"] == (0 if arm in ("base", "sft") else 3 * 3 * 4)
-    assert result["budget"]["optimizer_steps"] <= 3 * 4
+    if arm == "revise":
+        assert result["budget"]["completions"] == 3 * 3 * 4
+        assert 0 < result["budget"]["optimizer_steps"] <= 3 * 4
+        assert len(result["per_problem"]["accuracy"]) == 6
     json.dumps(result["per_problem"])
-    assert len(result["per_problem"]["maj@3, weighted"]) == 6
+    assert len(result["per_problem"]["maj@3, weighted"]) == 5
     gain, fixed, broken = (result["metrics"][name]["value"] for name in ("delta", "i_to_c", "c_to_i"))
     assert gain == pytest.approx(fixed - broken)
-    accuracy, first = (result["metrics"][name]["value"] for name in ("accuracy", "acc@t1"))
+    accuracy, first = (result["metrics"][name]["value"] for name in ("acc@t2", "acc@t1"))
     assert accuracy - first == pytest.approx(gain)
 
 
@@ -300,25 +351,27 @@ class Killed(Exception):
     pass
 
 
-def test_a_run_killed_inside_a_stage_ends_alike(tmp_path):
-    """The stage's frozen copy and new optimiser come back: stages begin at steps 0 and 1, the kill is in step 2."""
-    whole = Run(PAPER, "revise", 0, TINY, tmp_path / "whole")
-    cut = Run(PAPER, "revise", 0, TINY, tmp_path / "cut")
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_run_killed_in_any_step_ends_alike(step, tmp_path):
+    """The stage's frozen copy and new optimiser come back: stages begin at steps 0 and 1."""
+    config = replace(TINY, monitors=0)  # they sample too
+    whole = Run(PAPER, "revise", 0, config, tmp_path / "whole")
+    cut = Run(PAPER, "revise", 0, config, tmp_path / "cut")
     for run in (whole, cut):
         run.folder.mkdir()
-    revise(whole, TINY)
+    revise(whole, config)
 
     def die(*args, **kwargs):
-        if cut.step == 2:
+        if cut.step == step:
             raise Killed
         return sample(*args, **kwargs)
 
     sample, cut.sample = cut.sample, die
     with pytest.raises(Killed):
-        revise(cut, TINY)
-    again = Run(PAPER, "revise", 0, TINY, tmp_path / "cut")
-    assert again.step == 2 and again.policy.copies == ["start"]
-    revise(again, TINY)
+        revise(cut, config)
+    again = Run(PAPER, "revise", 0, config, tmp_path / "cut")
+    assert again.step == step and again.policy.copies == (["start"] if step else [])
+    revise(again, config)
     a, b = whole.policy.adapter_state(), again.policy.adapter_state()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert whole.history == again.history

@@ -1,5 +1,6 @@
 """SCoRe: worked numbers of its rewards and estimator, which turn learns from what, and every arm for a few steps."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from papers.score import (
     leave_one_out,
     own_returns,
     reinforce,
+    score,
     stage_one_returns,
     stage_two_returns,
     star_traces,
@@ -189,8 +191,9 @@ def test_pairs_join_a_wrong_with_a_right_sample_each_used_once():
 
 
 TINY = Config(
-    iterations=4,
-    prompts=3,
+    steps=4,
+    prompts=4,
+    conversation_problems=2,
     samples=4,
     rounds=2,
     sft_batch=8,
@@ -198,6 +201,7 @@ TINY = Config(
     eval_problems=8,
     eval_samples=2,
     max_new_tokens=48,
+    monitors=1,
 )
 
 
@@ -219,11 +223,11 @@ def test_star_keeps_second_turns_that_end_right(run):
 
 def test_both_turns_carry_loss_and_the_first_is_only_context_in_the_second(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(run, "update", lambda batch, loss: seen.append(batch))
+    monkeypatch.setattr(run, "update", lambda batch, loss, mean, temperature: seen.append(mean))
     attempts = converse(run, run.next_problems(2), 3, 2)
     reinforce(run, attempts, stage_two_returns, TINY)
     every = [c for turn in attempts.completions for group in turn for c in group]
-    assert len(seen[0].fields["weight"]) == sum(len(c.ids) for c in every)
+    assert len(seen[0]) == sum(len(c.ids) for c in every)
     assert all(c.ids[-1] in run.policy.stop_ids for c in every if not c.truncated)
     for i, problem in enumerate(attempts.problems):
         for k in range(3):
@@ -240,12 +244,13 @@ def test_both_turns_carry_loss_and_the_first_is_only_context_in_the_second(run, 
 
 def test_weights_are_advantages_over_the_number_of_conversations(run, monkeypatch):
     seen = []
-    monkeypatch.setattr(run, "update", lambda batch, loss: seen.append(batch))
+    monkeypatch.setattr(run, "update", lambda batch, loss, mean, temperature: seen.append(mean.split(batch.lengths)))
     attempts = converse(run, run.next_problems(2), 4, 2)
     attempts.rewards = torch.tensor([[[0, 1, 1, 0], [1, 1, 0, 0]], [[1, 1, 0, 0], [0, 1, 0, 1]]]).float()
     reinforce(run, attempts, stage_two_returns, TINY)
-    (batch,) = seen
-    per_sequence = torch.stack([w[0] for w in batch.fields["weight"].split(batch.lengths)])
+    (weights,) = seen
+    per_sequence = torch.stack([w[0] for w in weights])
+    assert all((w == w[0]).all() for w in weights)  # a sum over tokens: every token has its sequence's whole advantage
     expected = leave_one_out(stage_two_returns(attempts.rewards, torch.zeros(2, 2, 4), TINY)) / 8  # still at the base
     assert torch.allclose(per_sequence, expected.flatten())
 
@@ -254,7 +259,7 @@ def test_the_reference_is_the_base(run):
     history = []
     run.log = lambda **values: history.append(values)
     attempts = converse(run, run.next_problems(2), 4, 2)
-    run.update = lambda batch, loss: None
+    run.update = lambda batch, loss, mean, temperature: None
     reinforce(run, attempts, stage_one_returns, TINY)
     state = run.policy.adapter_state()
     perturb(run.policy)
@@ -305,31 +310,70 @@ def test_score_decouples_the_attempts_where_plain_rl_repeats_the_first():
 # --- whole arms -------------------------------------------------------------------------------------------------------
 
 
-SMALL = replace(TINY, iterations=2, prompts=2, eval_problems=4, eval_samples=1)
+SMALL = replace(TINY, steps=2, eval_problems=4)
+OWN = [name for name, arm in PAPER.arms.items() if not arm.standard]
 
 
-@pytest.mark.parametrize("arm", PAPER.all_arms)
-def test_every_arm_runs(arm, tmp_path):
-    result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
-    assert result["status"] == "ok"
-    assert result["budget"]["completions"] == (0 if arm == "base" else 2 * 2 * 4 * 2)
-    steps = result["budget"]["optimizer_steps"]
-    assert steps <= 4 if arm == "star" else steps == (0 if arm == "base" else 2)  # a round of STaR may find no trace
-    values = {name: found["value"] for name, found in result["metrics"].items()}
+def check_turns(metrics: dict) -> dict[str, float]:
+    values = {name: found["value"] for name, found in metrics.items()}
     for suffix in ("", ", sampled"):
         acc1, acc2, fixed, broken = (values[f"{n}{suffix}"] for n in ("acc@t1", "acc@t2", "i_to_c", "c_to_i"))
         assert acc2 - acc1 == pytest.approx(values[f"delta{suffix}"]) == pytest.approx(fixed - broken)
+    return values
+
+
+@pytest.mark.parametrize("arm", OWN)
+def test_every_arm_trains_on_the_protocol_s_completions(arm, tmp_path):
+    result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
+    assert result["status"] == "ok"
+    assert result["budget"]["completions"] == SMALL.steps * SMALL.prompts * SMALL.samples
+    steps = result["budget"]["optimizer_steps"]
+    assert steps <= 4 if arm == "star" else steps == 2  # a round of STaR may find no trace
+    values = check_turns(result["metrics"])
     if arm in LEARNING:
         assert 0 <= values["training changed"] <= 1
 
 
-@pytest.mark.parametrize(("arm", "stop"), [("score", 1), ("star", 4)])
+@pytest.mark.parametrize(
+    ("preset", "steps", "conversations"),
+    [("tiny", 40, 2560), ("smol", 8, 512), ("gpu", 60, 3840)],
+)
+def test_conversations_are_half_of_the_protocol_s_completions(preset, steps, conversations):
+    config = Config.for_preset(preset)
+    assert config.conversation_steps == steps
+    assert steps * config.conversation_problems * config.samples == conversations
+
+
+@pytest.mark.parametrize(("share", "first"), [(0.0, 0), (0.5, 2), (1.0, 4)])
+def test_stages_divide_the_steps(share, first, tmp_path, monkeypatch):
+    used = []
+    monkeypatch.setattr("papers.score.conversations", lambda run, config: None)
+    monkeypatch.setattr("papers.score.reinforce", lambda run, attempts, objective, config: used.append(objective))
+    config = replace(TINY, stage_one=share, monitors=0)
+    score(Run(PAPER, "score", 0, config, tmp_path), config)
+    assert used == [stage_one_returns] * first + [stage_two_returns] * (4 - first)
+
+
+def test_the_common_evaluation_s_samples_are_gone_on_with(tmp_path):
+    config = replace(SMALL, eval_samples=3, retried_samples=2)
+    run_arm(PAPER, config, "base", 0, str(tmp_path))
+    measured = json.loads((run_folder(PAPER, config, "base", 0, str(tmp_path)) / "result.json").read_text())
+    values = check_turns(measured["metrics"])
+    (file,) = tmp_path.rglob("evaluation.pt")
+    rewards = torch.load(file, weights_only=True)["rewards"]
+    assert measured["per_problem"]["acc@t1, sampled"] == rewards[:, :2].mean(1).tolist()
+    assert "accuracy" not in values  # that is the standard arm's own
+
+
+@pytest.mark.parametrize(("arm", "stop"), [("score", 2), ("score", 3), ("star", 1), ("star", 4)])
 def test_stopped_within_a_stage_it_ends_like_an_uninterrupted_run(arm, stop, tmp_path, monkeypatch):
-    """Stopped after the work of a step and before it is saved, where a stage has just begun."""
+    """Stopped after the work of a step and before it is saved: where a stage has just begun, or later."""
+
+    config = replace(TINY if arm == "score" else SMALL, eval_problems=4)
 
     def finish(out) -> dict:
-        run_arm(PAPER, SMALL, arm, 0, str(out))
-        return torch.load(run_folder(PAPER, SMALL, arm, 0, str(out)) / "checkpoint.pt", weights_only=True)
+        run_arm(PAPER, config, arm, 0, str(out))
+        return torch.load(run_folder(PAPER, config, arm, 0, str(out)) / "checkpoint.pt", weights_only=True)
 
     whole = finish(tmp_path / "whole")
     save = Run._save
@@ -346,11 +390,11 @@ def test_stopped_within_a_stage_it_ends_like_an_uninterrupted_run(arm, stop, tmp
     stopped = finish(tmp_path / "stopped")
     assert stopped["step"] == whole["step"] and stopped["budget"] == whole["budget"]
     assert all(torch.equal(whole["adapter"][k], stopped["adapter"][k]) for k in whole["adapter"])
-    if arm == "score":  # one step a stage, each with an optimiser of its own
-        assert whole["step"] == 2 and whole["trainer"]["steps"] == 1
+    if arm == "score":  # two steps a stage, each with an optimiser of its own
+        assert whole["step"] == 4 and whole["trainer"]["steps"] == 2
 
 
-@pytest.mark.parametrize("settings", [{"samples": 1}, {"stage_one": 1.5}])
+@pytest.mark.parametrize("settings", [{"samples": 1}, {"stage_one": 1.5}, {"conversation_problems": 321}])
 def test_settings_that_cannot_work_are_refused(settings):
     with pytest.raises(ConfigError):
         Config(**settings).check()

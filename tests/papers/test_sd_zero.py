@@ -1,6 +1,7 @@
 """SD-Zero: the masks of self-revision training, what the reviser reads and sees, the divergence's numbers, all arms."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,21 +15,22 @@ from papers.sd_zero import (
     divergence,
     regions,
     revision_contexts,
+    sd_zero,
     srt_batch,
+    train_srt,
 )
 from repro.arm import run_arm, run_folder
-from repro.methods.sft import nll
+from repro.config import ConfigError
 from repro.model.logprobs import completion_divergence, completion_hidden, mixed_kl
 from repro.model.training import Batch
 from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.loading import load
 
-SMALL = {
-    **{"iterations": 4, "prompts": 4, "samples": 4, "srt_iterations": 2, "epochs": 2, "train_problems": 64},
-    **{"eval_problems": 8, "eval_samples": 2, "max_new_tokens": 64},
-}
-CONFIG = Config(**SMALL)
+CONFIG = Config(
+    **{"steps": 4, "prompts": 2, "samples": 4, "phase_one": 0.5, "epochs": 2, "train_problems": 64},
+    **{"eval_problems": 8, "eval_samples": 2, "max_new_tokens": 64, "monitors": 1},
+)
 DRAFT, RIGHT = "3-2+4=4\n\\boxed{4}", "3-2=1\n1+4=5\n\\boxed{5}"
 
 
@@ -54,24 +56,32 @@ def test_srt_loss_is_the_sum_of_both_losses(run):
     x, draft, revision = trace(run)
     batch = srt_batch([(x, draft, revision)], CONFIG)
     assert batch.lengths == [len(draft) + len(revision)]
-    total = nll(run.values(batch), batch_fields(batch)).sum().item()
-    generation = -run.values(Batch([(x, [*draft, *revision])])).sum().item()
-    reviser = -run.values(Batch([([*x, *draft], revision)])).sum().item()
-    opening = -run.values(Batch([(x, draft)])).sum().item()
+    total = -(run.logprobs(batch) * batch.fields["counts"]).sum().item()
+    generation = -run.logprobs(Batch([(x, [*draft, *revision])])).sum().item()
+    reviser = -run.logprobs(Batch([([*x, *draft], revision)])).sum().item()
+    opening = -run.logprobs(Batch([(x, draft)])).sum().item()
     assert generation == pytest.approx(opening + reviser, rel=1e-4)
     assert total == pytest.approx(generation + reviser, rel=1e-4)
     assert total == pytest.approx(opening + 2 * reviser, rel=1e-4)
 
 
-def batch_fields(batch: Batch):
-    return type("Fields", (), batch.fields)
+def test_srt_trains_on_that_loss_as_a_mean_over_tokens(run, tmp_path, monkeypatch):
+    fresh, seen = Run(PAPER, "srt", 0, CONFIG, tmp_path), []
+    monkeypatch.setattr("papers.sd_zero.revise", lambda *_: [trace(run)])
+    monkeypatch.setattr(fresh, "update", lambda batch, loss, **more: seen.append((batch, loss, more)))
+    train_srt(fresh, CONFIG, 1)
+    assert len(seen) == CONFIG.epochs and all(not more for *_, more in seen)  # the token mean, at temperature 1
+    batch, loss, _ = seen[0]
+    _, draft, revision = trace(run)
+    values = loss(torch.ones(len(draft) + len(revision)), SimpleNamespace(**batch.fields))
+    assert values.tolist() == [-1.0] * len(draft) + [-2.0] * len(revision)
 
 
 @pytest.mark.parametrize(("generation", "revision"), [(1.0, 0.0), (0.0, 1.0)])
 def test_masks_of_the_two_losses(run, generation, revision):
     x, draft, revised = trace(run)
     config = replace(CONFIG, generation_weight=generation, revision_weight=revision)
-    weight = srt_batch([(x, draft, revised)], config).fields["weight"].tolist()
+    weight = srt_batch([(x, draft, revised)], config).fields["counts"].tolist()
     assert weight == [generation] * len(draft) + [1.0] * len(revised)
 
 
@@ -168,14 +178,42 @@ def test_regions_end_with_the_first_final_answer():
     assert None not in labels[: len(draft)] and set(labels[len(draft) :]) == {None}
 
 
-@pytest.mark.parametrize("arm", PAPER.all_arms)
-def test_arms_train_on_equal_samples(arm, tmp_path):
+@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+def test_own_arms_train_on_the_protocol_s_completions(arm, tmp_path):
     result = run_arm(PAPER, CONFIG, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
-    assert result["budget"]["completions"] == (0 if arm == "base" else 4 * 4 * 4)
+    assert result["budget"]["completions"] == 4 * 2 * 4
     assert {"acc@t1", "acc@t2", "accuracy"} <= result["metrics"].keys()
     teachers = {"sd_zero", "sd_zero_sync", "sd_only", "sd_zero_from_srt"}
     assert ("accuracy, teacher" in result["metrics"]) == (arm in teachers)
+
+
+def test_a_standard_arm_is_its_own_reviser(tmp_path):
+    result = run_arm(PAPER, CONFIG, "base", 0, str(tmp_path))
+    assert {"acc@t1", "acc@t2", "self-revised", "right answers like the reference"} <= result["metrics"].keys()
+    assert "accuracy, teacher" not in result["metrics"] and "accuracy" not in result["metrics"]
+    (file,) = tmp_path.rglob("evaluation.pt")
+    first = torch.load(file, weights_only=True)["rewards"][:, 0]
+    assert result["per_problem"]["acc@t1"] == first.tolist()
+
+
+@pytest.mark.parametrize(("preset", "first"), [("tiny", 5), ("smol", 2), ("gpu", 15)])
+def test_phase_one_is_a_share_of_the_protocol(preset, first, tmp_path, monkeypatch):
+    config, stages, drawn = Config.for_preset(preset), [], []
+    draft = config.prompts * config.samples // (1 + config.revisions)
+    assert draft * (1 + config.revisions) == config.prompts * config.samples
+    monkeypatch.setattr("papers.sd_zero.train_srt", lambda run, config, steps: drawn.append(steps))
+    fake = SimpleNamespace(stage=lambda name, steps, **more: stages.append((steps, more)) or range(0))
+    sd_zero(fake, config, rounds=2)
+    assert drawn == [first] and sum(steps for steps, _ in stages) == config.steps - first
+    assert [more["freeze"] for _, more in stages] == ["teacher", "teacher"]  # the second is the student by then
+    assert stages[0][1]["from_base"] and "from_base" not in stages[1][1]
+
+
+@pytest.mark.parametrize("settings", [{"phase_one": 1.5}, {"revisions": 4}])
+def test_settings_that_cannot_work_are_refused(settings):
+    with pytest.raises(ConfigError):
+        Config(**settings).check()
 
 
 class Killed(Exception):
@@ -190,7 +228,7 @@ def test_killed_in_either_phase_it_ends_the_same(tmp_path, monkeypatch):
 
     run_arm(PAPER, CONFIG, "sd_zero_sync", 0, str(tmp_path / "whole"))
     save = Run._save
-    for last in (1, 3, 5):  # while it collects, while it fine-tunes, between the rounds of phase 2
+    for last in (1, 3, 5):  # while it collects, while it fine-tunes, where the second round of phase 2 begins
 
         def stop(run, last=last):
             if run.step > last:
@@ -216,7 +254,7 @@ def test_the_teacher_is_frozen_until_it_is_synchronised(tmp_path):
     assert all(torch.equal(before[k], after[k]) for k in before)
     rollouts = run.rollout(load("arithmetic", "validation", 4, 0), 1)
     batch = rollouts.batch()
-    batch.contexts, batch.teacher = [prompt for prompt, _ in batch.sequences], "teacher"
-    assert run.values(batch, divergence(CONFIG)).abs().max() > 1e-4
+    batch.contexts = [prompt for prompt, _ in batch.sequences]
+    assert run.divergences(batch, divergence(CONFIG), "teacher").abs().max() > 1e-4
     run.policy.freeze_copy("teacher")
-    assert run.values(batch, divergence(CONFIG)).abs().max() < 1e-6
+    assert run.divergences(batch, divergence(CONFIG), "teacher").abs().max() < 1e-6

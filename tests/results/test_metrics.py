@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from repro.results.metrics import (
     auroc,
@@ -11,9 +12,9 @@ from repro.results.metrics import (
     interval,
     majority,
     majority_at_k,
+    p_value,
     pass_at_k,
     self_correction,
-    verdict,
 )
 
 
@@ -88,9 +89,9 @@ def test_interval_covers_the_truth_about_as_often_as_it_says():
     """Five seeds with effects of their own, 200 problems: a plain bootstrap over five seeds covers far less."""
     rng = np.random.default_rng(1)
     hits = 0
-    for trial in range(120):
+    for _ in range(120):
         values = 0.3 + 0.05 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(5, 200))
-        low, high = interval(values, seed=trial)
+        low, high = interval(values)
         hits += low <= 0.3 <= high
     assert hits / 120 >= 0.90
 
@@ -100,12 +101,35 @@ def test_interval_without_seeds_or_problems():
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
     low, high = interval(np.array([[1.0], [2.0], [3.0]]))  # t quantile 4.303, std 1
     assert (low, high) == pytest.approx((2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3)
+    low, high = interval(np.array([[1.0], [2.0], [3.0]]), level=0.2)  # t quantile 1.886
+    assert high - low == pytest.approx(2 * 1.886 / 3**0.5, abs=1e-3)
     assert np.isnan(interval(np.array([[1.0]]))).all()
 
 
-def test_verdict():
-    assert verdict(0.1, 0.2) == "holds"
-    assert verdict(-0.2, -0.1) == "fails"
-    assert verdict(-0.1, 0.1) == "undecided"
-    assert verdict(-0.01, 0.03, threshold=-0.02) == "holds"
-    assert verdict(float("nan"), float("nan")) == "undecided"
+def test_interval_is_the_bootstrap_over_seeds_and_problems_one_by_one():
+    """The same statistic with a loop: seeds and problems drawn apart, seeds' deviations widened for there being few."""
+    rng = np.random.default_rng(3)
+    values = 0.03 * rng.normal(size=(4, 1)) + 0.2 * rng.normal(size=(4, 50))
+    t, z = 3.182446, 1.959964  # quantiles of t with 3 degrees of freedom and of the normal
+    effects = (values.mean(1) - values.mean()) * (4 / 3) ** 0.5 * t / z
+    rest = values - (values.mean(1) - values.mean())[:, None]
+    means = []
+    for _ in range(20_000):
+        rows, columns = rng.integers(0, 4, 4), rng.integers(0, 50, 50)
+        means.append(effects[rows].mean() + rest[:, columns].mean())
+    assert interval(values, resamples=20_000) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+
+
+def test_p_value_is_that_of_the_t_test_without_problems():
+    values = np.array([0.4, 0.1, 0.3, -0.1, 0.2])
+    assert p_value(values[:, None]) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert p_value(values[:, None], 0.3) == pytest.approx(stats.ttest_1samp(values, 0.3).pvalue)
+    assert np.isnan(p_value(np.ones((3, 1)))) and np.isnan(p_value(np.ones((1, 9))))
+
+
+def test_p_value_says_when_the_interval_ends_at_the_threshold():
+    rng = np.random.default_rng(5)
+    values = 0.03 + 0.03 * rng.normal(size=(20, 1)) + 0.3 * rng.normal(size=(20, 300))
+    low, high = interval(values, 0.05)
+    assert p_value(values, low) == pytest.approx(0.05, abs=0.02) == p_value(values, high)
+    assert p_value(values, low - 0.02) < 0.01 and p_value(values, values.mean()) > 0.99

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import sys
 from fractions import Fraction
 
 import pytest
@@ -66,8 +67,18 @@ def test_the_first_error_of_a_slip_is_the_step_that_slipped():
     assert seen > 50
 
 
+@pytest.mark.parametrize("task", ["gsm_symbolic", "countdown"])
+def test_a_task_of_reasoning_gym_without_it_names_the_command(task, monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as if it were not installed
+    with pytest.raises(TaskError, match=rf"--task {task} .*reasoning-gym.*C compiler.*\.\[gym\]") as error:
+        load(task, "train", 2)
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("task", GENERATED)
 def test_splits_are_disjoint_and_deterministic(task):
+    if task in ("gsm_symbolic", "countdown"):
+        pytest.importorskip("reasoning_gym", reason="needs the extra gym")
     size = {"arithmetic": 300, "one_step": 20, "gsm_symbolic": 20, "countdown": 2}[task]
     splits = {name: load(task, name, size, seed=0) for name in ("train", "validation", "test")}
     questions = [p.question for problems in splits.values() for p in problems]

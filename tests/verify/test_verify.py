@@ -336,15 +336,68 @@ def test_a_pair_past_its_time_limit_is_ended_and_the_others_are_decided():
     assert outcomes[0] is Outcome.DIFFERENT
 
 
+def test_time_that_a_worker_does_not_get_is_not_counted():
+    grader = Grader(seconds=0.5, workers=1)
+    try:
+        assert grader.grade(*WORKER_PAIR) is Outcome.EQUAL
+        (pid,) = grader.pool.process_ids()
+        os.kill(pid, signal.SIGSTOP)
+        waker = threading.Timer(1.5, os.kill, (pid, signal.SIGCONT))
+        waker.start()
+        assert grader.grade(r"\sqrt{18}", r"3\sqrt{2}") is Outcome.EQUAL
+        waker.join()
+        assert grader.pool.process_ids() == [pid]
+    finally:
+        grader.close()
+
+
+@pytest.fixture
+def one_core():
+    """All processes that the test starts share one core."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+
+
+def test_verdicts_beside_busy_processes(one_core):
+    """With a fifth of a core, some of these pairs take longer by the clock than the limit on their CPU time."""
+    batch = [
+        ("(a-b)(a+b)", "a^2-b^2"),
+        ("(a+b+c+d)^{10}", "((a+b)^2+2(a+b)(c+d)+(c+d)^2)^{5}"),
+        (r"\cos(3x)", r"4\cos^3{x}-3\cos{x}"),
+        (r"\sqrt[3]{2+\sqrt{5}}", r"\frac{1+\sqrt{5}}{2}"),
+        ("(x+y)^2", "x^2+y^2"),
+        (r"\sqrt{x^2}", "x"),
+    ]
+    alone, beside = Grader(seconds=1.0, workers=1), Grader(seconds=1.0, workers=1)
+    busy = []
+    try:
+        expected = alone.grade_many(batch)
+        assert expected == ["equal"] * 4 + ["different"] * 2
+        assert beside.grade(*WORKER_PAIR) is Outcome.EQUAL  # its worker has started
+        busy += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+        assert beside.grade_many(batch) == expected
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+        alone.close()
+        beside.close()
+
+
 def test_hanging_worker_is_killed():
-    """A worker that does not answer at all (stopped by a signal) is ended after the limit; the next pair is decided."""
-    grader = Grader(seconds=2.0, workers=1)
+    """A worker that gets no CPU time (stopped by a signal) is given up by the clock; the next pair is decided."""
+    grader = Grader(seconds=0.5, workers=1)
     try:
         assert grader.grade(*WORKER_PAIR) is Outcome.EQUAL
         (pid,) = grader.pool.process_ids()
         os.kill(pid, signal.SIGSTOP)
         outcome, how = grader.explain(r"\sqrt{18}", r"3\sqrt{2}")
-        assert outcome is Outcome.UNREADABLE_REFERENCE and "within 2 s" in how
+        assert outcome is Outcome.UNREADABLE_REFERENCE and "within 0.5 s" in how
         assert grader.grade(r"\sqrt{32}", r"4\sqrt{2}") is Outcome.EQUAL
         assert pid not in grader.pool.process_ids()
     finally:
@@ -429,6 +482,36 @@ def test_command_for_one_pair(capsys):
     assert capsys.readouterr().out == "equal  (exact path: Number against Number)\n"
     assert main([r"-\frac12", "0.5"]) == 0
     assert capsys.readouterr().out.startswith("different ")
+
+
+@pytest.mark.parametrize(
+    ("solution", "final"),
+    [
+        ("#### 72", "72"),
+        (r"**Answer:** \boxed{10}", "10"),
+        (r"First \boxed{1}, no: \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        ("She has 3 + 4 apples.\nThe answer is 7.", "7"),
+    ],
+)
+def test_commands_take_the_final_answer_of_a_solution_and_say_so(tmp_path, capsys, solution, final):
+    main([solution, final])
+    assert (
+        capsys.readouterr().out
+        == f"equal  (final answer of the solution: {final}; exact path: Number against Number)\n"
+    )
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"answer": solution, "reference": final, "equal": True}))
+    main(["--pairs", str(path)])
+    row, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert row["answer"] == solution and row["outcome"] == "equal"
+    assert row["how"].startswith(f"final answer of the solution: {final}; ")
+    assert last["summary"]["agreement"] == 1.0
+
+
+def test_commands_leave_plain_answers_as_they_are(capsys):
+    for answer in ("72", r"\boxed{", "the result: 72"):
+        main([answer, "72"])
+        assert "final answer of" not in capsys.readouterr().out
 
 
 def test_command_for_a_file(tmp_path, capsys):
