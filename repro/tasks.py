@@ -14,13 +14,13 @@ import json
 import operator
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from repro.arithmetic import KINDS, LEVELS, make_problem
+from repro.arithmetic import KINDS, LEVELS, ArithmeticProblem, make_problem
+from repro.countdown import Countdown, make_countdown
 from repro.verify import Outcome, extract_answer, grade_many
 
 SPLITS = ("train", "validation", "test")
@@ -35,7 +35,7 @@ class TaskError(ValueError):
 class Problem:
     """A question with its reference ``answer`` (what the grader compares with) and ``solution`` (text that ends with
     ``\\boxed{answer}``). ``level`` counts from 1, 0 where the source has none. With ``numbers`` the final answer is an
-    expression of these numbers, each used at most once, that equals ``answer``."""
+    expression of these numbers, each used exactly once, that equals ``answer``."""
 
     question: str
     answer: str
@@ -70,18 +70,24 @@ def _unique(draw: Callable[[], Problem], split: str, size: int) -> list[Problem]
     return list(problems.values())
 
 
-def arithmetic(split: str, size: int, seed: int) -> list[Problem]:
-    """``size`` different problems, kinds and levels in equal shares as long as each has new ones."""
+def arithmetic(
+    split: str, size: int, seed: int, levels: Sequence[int] = LEVELS, coincidences: bool = False
+) -> list[Problem]:
+    """``size`` different problems, kinds and levels in equal shares as long as each has new ones.
+
+    ``coincidences``: only such that a wrong way can end at the right answer; without it, none that was seen to."""
     rng = random.Random(f"arithmetic {split} {seed}")
 
     def draw() -> Problem:
-        raw = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
-        reference = raw.reference
-        return Problem(
-            raw.question, reference.answer, solution_text(reference.steps, reference.answer), raw.kind, raw.level
-        )
+        return as_problem(make_problem(rng.choice(KINDS), rng.choice(levels), rng, coincidences))
 
     return _unique(draw, split, size)
+
+
+def as_problem(raw: ArithmeticProblem) -> Problem:
+    """A problem of the built-in arithmetic with its reference solution."""
+    answer = raw.reference.answer
+    return Problem(raw.question, answer, solution_text(raw.reference.steps, answer), raw.kind, raw.level)
 
 
 def one_step(split: str, size: int, seed: int) -> list[Problem]:
@@ -109,18 +115,15 @@ def gsm_symbolic(split: str, size: int, seed: int) -> list[Problem]:
 
 
 def countdown(split: str, size: int, seed: int) -> list[Problem]:
-    """Reach a target from given numbers, from reasoning-gym (no download); any right expression is accepted."""
+    """Reach a target from three numbers, each used exactly once; any right expression is accepted."""
+    rng = random.Random(f"countdown {split} {seed}")
+    return _unique(lambda: countdown_problem(make_countdown(rng)), split, size)
 
-    def convert(entry: dict) -> Problem:
-        numbers, target = entry["metadata"]["numbers"], entry["metadata"]["target"]
-        question = (
-            f"Make {target} from the numbers {', '.join(map(str, numbers))} with +, -, *, / and parentheses. "
-            "Use each number at most once. The final answer is the expression."
-        )
-        solution = solution_text((), entry["metadata"]["expression"])
-        return Problem(question, str(target), solution, "countdown", 1, tuple(numbers))
 
-    return _reasoning_gym("countdown", convert, split, size, seed)
+def countdown_problem(raw: Countdown) -> Problem:
+    """A problem whose answer is an expression."""
+    solution = solution_text((), raw.expression)
+    return Problem(raw.question, str(raw.target), solution, "countdown", 1, raw.numbers)
 
 
 def _reasoning_gym(name: str, convert: Callable[[dict], Problem], split: str, size: int, seed: int) -> list[Problem]:
@@ -245,7 +248,7 @@ def score(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
 
 
 def _reaches(expression: str, numbers: tuple[int, ...], target: int) -> bool:
-    """Does the expression use each of the numbers at most once and equal the target? Never executes the text."""
+    """Does the expression use each of the numbers exactly once and equal the target? Never executes the text."""
     used: list[int] = []
     operations = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -265,4 +268,4 @@ def _reaches(expression: str, numbers: tuple[int, ...], target: int) -> bool:
         reached = value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return False
-    return reached == target and not Counter(used) - Counter(numbers)
+    return reached == target and sorted(used) == sorted(numbers)

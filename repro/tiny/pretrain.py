@@ -10,7 +10,7 @@ import argparse
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,22 +18,22 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from repro.tiny import MODEL
-from repro.tiny.corpus import documents
+from repro.tiny.corpus import Document, documents
 from repro.tiny.tokenizer import ASSISTANT, make_tokenizer
 
-STEPS, WARM_UP, DECAY = 1600, 60, 700  # linear warm-up and linear decay to zero
-LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 8192, 384
+STEPS, WARM_UP, DECAY = 2600, 60, 1200  # linear warm-up and linear decay to zero
+LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 4096, 640
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
-    """A random Qwen2 network of about 1.3 M parameters with tied embeddings."""
+    """A random Qwen2 network of about 1.1 M parameters with tied embeddings."""
     config = Qwen2Config(
         vocab_size=math.ceil(len(tokenizer) / 64) * 64,
-        hidden_size=160,
-        intermediate_size=448,
-        num_hidden_layers=4,
-        num_attention_heads=5,
-        num_key_value_heads=5,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=4,
         max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True,
@@ -53,23 +53,39 @@ def loss_mask(ids: torch.Tensor, assistant: int, end: int) -> torch.Tensor:
     return torch.cat([torch.zeros_like(inside[:, :1]), inside[:, :-1]], dim=1)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[torch.Tensor]:
-    """Right-padded id tensors [rows, length] of about TOKENS_PER_BATCH tokens, similar lengths together."""
+def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Document]) -> list[tuple[list[int], int, int]]:
+    """Of each document its ids, and where what its last turn begins with starts and ends (not learnt)."""
+    rows = []
+    texts = [tokenizer.apply_chat_template(d.chat, tokenize=False) for d in batch]
+    for document, ids in zip(batch, tokenizer(texts).input_ids, strict=True):
+        last = len(tokenizer(document.chat[-1]["content"]).input_ids) + 1 if document.given else 0
+        start = len(ids) - last
+        rows.append((ids, start, start + len(tokenizer(document.given).input_ids)))
+    return rows
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Right-padded ids [rows, length] of about TOKENS_PER_BATCH tokens, alike in length, and their loss mask."""
     stream = documents(seed)
     rng = torch.Generator().manual_seed(seed)
+    assistant, end = tokenizer.convert_tokens_to_ids(ASSISTANT), tokenizer.eos_token_id
     while True:
-        texts = [tokenizer.apply_chat_template(d, tokenize=False) for d in itertools.islice(stream, 4096)]
-        rows = sorted((ids for ids in tokenizer(texts).input_ids if len(ids) <= LONGEST), key=len)
+        rows = encode(tokenizer, list(itertools.islice(stream, 4096)))
+        rows = sorted((row for row in rows if len(row[0]) <= LONGEST), key=lambda row: len(row[0]))
         pool, batch = [], []
-        for ids in rows:
-            if (len(batch) + 1) * len(ids) > TOKENS_PER_BATCH:
+        for row in rows:
+            if (len(batch) + 1) * len(row[0]) > TOKENS_PER_BATCH:
                 pool.append(batch)
                 batch = []
-            batch.append(ids)
+            batch.append(row)
         for i in torch.randperm(len(pool), generator=rng).tolist():
-            yield torch.nn.utils.rnn.pad_sequence(
-                [torch.tensor(ids) for ids in pool[i]], batch_first=True, padding_value=tokenizer.pad_token_id
+            ids = torch.nn.utils.rnn.pad_sequence(
+                [torch.tensor(row[0]) for row in pool[i]], batch_first=True, padding_value=tokenizer.pad_token_id
             )
+            mask = loss_mask(ids, assistant, end)
+            for m, (_, start, stop) in zip(mask, pool[i], strict=True):
+                m[start:stop] = False
+            yield ids, mask
 
 
 def batch_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -102,15 +118,14 @@ def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-    assistant, end = tokenizer.convert_tokens_to_ids(ASSISTANT), tokenizer.eos_token_id
     began, losses, tokens = time.monotonic(), [], 0
-    for step, ids in enumerate(itertools.islice(batches(tokenizer, seed), steps)):
+    for step, (ids, mask) in enumerate(itertools.islice(batches(tokenizer, seed), steps)):
         if step < start:
             continue
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / DECAY)
         for group in itertools.chain(*(o.param_groups for o in optimizers)):
             group["lr"] = rate
-        loss = batch_loss(model, ids, loss_mask(ids, assistant, end))
+        loss = batch_loss(model, ids, mask)
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
