@@ -22,7 +22,7 @@ from repro.tiny.corpus import Document, documents
 from repro.tiny.tokenizer import ASSISTANT, make_tokenizer
 
 STEPS, WARM_UP, DECAY = 2600, 60, 1200  # linear warm-up and linear decay to zero
-LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 4096, 640
+LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 2048, 640
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -110,6 +110,7 @@ def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
+    model.set_attn_implementation("eager")  # faster than sdpa at this size
     optimizers = make_optimizers(model)
     start = 0
     if checkpoint.exists():
@@ -125,7 +126,10 @@ def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / DECAY)
         for group in itertools.chain(*(o.param_groups for o in optimizers)):
             group["lr"] = rate
-        loss = batch_loss(model, ids, mask)
+        with torch.autocast(
+            "cpu", dtype=torch.bfloat16
+        ):  # more than half again as fast where the CPU has bf16 products
+            loss = batch_loss(model, ids, mask)
         model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
