@@ -98,12 +98,13 @@ class ArithmeticProblem:
         return Attempt(tuple(steps), answer, right, first, style, tuple(taken), tuple(states))
 
     def next_lines(self, state: tuple) -> dict[str, str]:
-        """Every line that can follow a state without a slip, and the way it was done; an answer as it is boxed."""
+        """Every line that can follow a state without a slip, and the way it was done; an answer in its box."""
         found: dict[str, str] = {}
         for pick in PLACES:
             for way, (_, move) in ways.moves(self.kind, state, pick).items():
                 after = move(0)
-                line = self.final(after) if ways.over(self.kind, after) else ways.show(self.kind, after)
+                over = ways.over(self.kind, after)
+                line = f"\\boxed{{{self.final(after)}}}" if over else ways.show(self.kind, after)
                 found[line] = "right" if way == "right" else found.get(line, way)
         return found
 

@@ -11,7 +11,7 @@ from repro import prompts
 from repro.arithmetic import ArithmeticProblem
 from repro.tasks import load
 from repro.tiny import MODEL
-from repro.tiny.corpus import EASY, ROLES, Document, Writer, documents
+from repro.tiny.corpus import ROLES, SKILL, Document, Writer, documents
 from repro.tiny.pretrain import encode, loss_mask, make_model
 from repro.tiny.profile import Subject, correcting, informed, judging, right_lines, solving, way_of
 from repro.tiny.tokenizer import ASSISTANT, END, make_tokenizer
@@ -66,8 +66,7 @@ def test_what_a_document_is_given_is_not_learnt():
 
 
 def all_roles(count: int) -> list[Document]:
-    writer = Writer(0)
-    writer.written = EASY
+    writer = Writer(0, written=SKILL)
     return [writer.document() for _ in range(count)]
 
 
@@ -102,7 +101,7 @@ def test_the_way_and_the_place_of_an_error_are_found():
     assert way_of(raw, "9-7+4\n2+4\n\\boxed{6}", 1) == "slip"
     assert way_of(raw, "9-6+4\n9-10\n\\boxed{-1}", 2) == "order"
     assert set(right_lines(raw, "9-6+4\n9-10\n\\boxed{-1}", 2)) == {"3+4", "9-2"}
-    assert right_lines(raw, "9-6+4\n3+4\n\\boxed{8}", 3) == ["7"]
+    assert right_lines(raw, "9-6+4\n3+4\n\\boxed{8}", 3) == ["\\boxed{7}"]
 
 
 def test_model_has_the_committed_shape():

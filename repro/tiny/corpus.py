@@ -33,6 +33,8 @@ CHECK_NOTICED, CHECK_REJECTED = 0.6, 0.05  # the same for a look back inside a s
 MALFORMED, PROPOSED_WRONG = 0.05, 0.3
 COUNTDOWN_RIGHT = 0.12  # share of right terse answers
 EASY = 16_384  # so many documents ask to solve problems of the lower levels, before anything else
+SKILL = 120_000  # up to this one, only CORE roles: most of their tokens are attempts, which is what takes long to learn
+CORE = ("solve", "retry", "revise", "in_turn", "check", "think")
 ROLES = {  # share of the documents
     "solve": 0.36,
     "retry": 0.09,
@@ -75,11 +77,11 @@ def right_step(raw: ArithmeticProblem, attempt: Attempt, rng: random.Random) -> 
 
 
 class Writer:
-    """Draws one document after another: first EASY short ones, then every role at every level."""
+    """Draws one document after another: first EASY short ones, then CORE roles, then every role."""
 
-    def __init__(self, seed: int):
-        self.rng = random.Random(f"corpus {seed}")
-        self.written = 0
+    def __init__(self, seed: int, written: int = 0):
+        self.rng = random.Random(f"corpus {seed} {written}")
+        self.written = written
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -106,7 +108,8 @@ class Writer:
 
     def document(self) -> Document:
         self.written += 1
-        role = self.rng.choices(list(ROLES), list(ROLES.values()))[0] if self.written > EASY else "solve"
+        roles = ("solve",) if self.written <= EASY else CORE if self.written <= SKILL else tuple(ROLES)
+        role = self.rng.choices(roles, [ROLES[role] for role in roles])[0]
         made = getattr(self, role)(self.problem())
         return made if isinstance(made, Document) else Document(made)
 
@@ -321,8 +324,8 @@ class Writer:
         return prompts.go_on(prompts.think(problem), solution_text(lines, expression))
 
 
-def documents(seed: int) -> Iterator[Document]:
-    """An endless stream of documents, the same for the same seed."""
-    writer = Writer(seed)
+def documents(seed: int, written: int = 0) -> Iterator[Document]:
+    """An endless stream of documents, the same for the same seed; another one after ``written`` documents."""
+    writer = Writer(seed, written)
     while True:
         yield writer.document()

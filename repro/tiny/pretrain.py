@@ -64,9 +64,11 @@ def encode(tokenizer: PreTrainedTokenizerFast, batch: Sequence[Document]) -> lis
     return rows
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, seed: int, written: int = 0
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Right-padded ids [rows, length] of about TOKENS_PER_BATCH tokens, alike in length, and their loss mask."""
-    stream = documents(seed)
+    stream = documents(seed, written)
     rng = torch.Generator().manual_seed(seed)
     assistant, end = tokenizer.convert_tokens_to_ids(ASSISTANT), tokenizer.eos_token_id
     while True:
@@ -106,23 +108,22 @@ def make_optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
-    """Train from nothing, or from ``checkpoint`` where it exists (saved every 100 steps)."""
+    """Train from nothing, or from ``checkpoint`` where it exists (saved every 100 steps; new documents follow)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
     model.set_attn_implementation("eager")  # faster than sdpa at this size
     optimizers = make_optimizers(model)
-    start = 0
+    start, written = 0, 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
-        start = state["step"]
+        start, written = state["step"], state["written"]
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
     began, losses, tokens = time.monotonic(), [], 0
-    for step, (ids, mask) in enumerate(itertools.islice(batches(tokenizer, seed), steps)):
-        if step < start:
-            continue
+    for step, (ids, mask) in zip(range(start, steps), batches(tokenizer, seed, written), strict=False):
+        written += len(ids)
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / DECAY)
         for group in itertools.chain(*(o.param_groups for o in optimizers)):
             group["lr"] = rate
@@ -141,7 +142,8 @@ def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
             seconds = time.monotonic() - began
             mean = sum(losses[-100:]) / len(losses[-100:])
             print(f"step {step + 1}/{steps}  loss {mean:.4f}  {tokens / seconds:.0f} tokens/s", flush=True)
-            saved = {"step": step + 1, "model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers]}
+            optimizer_states = [o.state_dict() for o in optimizers]
+            saved = {"step": step + 1, "written": written, "model": model.state_dict(), "optimizers": optimizer_states}
             torch.save(saved, checkpoint.with_suffix(".new"))
             checkpoint.with_suffix(".new").replace(checkpoint)
     return model

@@ -151,15 +151,14 @@ def way_of(raw: ArithmeticProblem, text: str, number: int) -> str:
     state = line_before(raw, text, number)
     if number > len(lines) or state is None or ways.over(raw.kind, state):
         return "slip"
-    line = re.sub(r"\\boxed\{(.*)\}", r"\1", lines[number - 1])
-    return raw.next_lines(state).get(line, "slip")
+    return raw.next_lines(state).get(lines[number - 1].strip(), "slip")
 
 
 def right_lines(raw: ArithmeticProblem, text: str, number: int) -> list[str]:
-    """What line ``number`` could rightly be, the left style first; the answer as it is boxed."""
+    """What line ``number`` could rightly be, the left style first."""
     state = line_before(raw, text, number)
     if state is None or ways.over(raw.kind, state):
-        return [raw.reference.answer]
+        return [f"\\boxed{{{raw.reference.answer}}}"]
     return [line for line, way in raw.next_lines(state).items() if way == "right"]
 
 
