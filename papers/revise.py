@@ -1,38 +1,30 @@
 """ReVISE: Learning to Refine at Test-Time via Intrinsic Self-Verification. Hyunseok Lee, Seunghyuk Oh, Jaehyung Kim,
 Jinwoo Shin, Jihoon Tack, arXiv 2502.14565, ICML 2025.
 
-Idea. After a solution the model itself decides by one token: the end token, or a [refine] token, after which the same
-answer goes on with another attempt. Stage 1 teaches the decision (on the model's own samples: end after right ones,
-[refine] after wrong ones), stage 2, from new samples, the correction too ([refine], then the reference solution). Both
-are a preference loss on pairs that share the sampled solution, plus cross-entropy on the chosen side. At test time the
-probability of the end token is a confidence that weighs votes.
+Idea. After a solution the model itself decides by one token: the end token, or [refine], after which the same answer
+goes on with another attempt. Stage 1 teaches the decision on own samples (end after right ones, [refine] after wrong
+ones), stage 2 the correction too ([refine], then the reference solution). Both are a preference loss on pairs that
+share the sampled solution, plus cross-entropy on the chosen side. P(end) is a confidence that weighs votes.
 
-Reproduced. base, SFT on reference solutions, RFT and ReVISE. Claims: the end token's probability tells right from wrong
-better than chance, and better than the solution's likelihood; refinement raises accuracy above the first attempt;
-ReVISE ends above SFT and RFT; the confidence-weighted vote beats the plain one. Ablations by settings:
+Reproduced. base, SFT on reference solutions, RFT and ReVISE, with the claims below. Ablations by settings:
 --verify-steps 0 (no curriculum) or that of --steps (stage 1 alone), --preference-weight 0.
 
 How this differs from the paper and why.
-- No SFT warm-up (stage 0), as in the paper's experiments with instruct models: the presets' models solve already.
-- [refine] is a word that the tokenizer has as one token (CUE_WRONG in the built-in model, else "Wait"), not a reserved
-  token: LoRA on linear layers leaves embedding and head as they are, and the rows of tokens that were never trained are
-  too much alike for any hidden state to single one out. Such a word has a meaning already: the built-in model's corpus
-  holds attempts with CUE_WRONG or its opposite behind them. With --refine another trained token takes its place.
-- Samples of a stage are drawn step by step from a frozen copy of its initial policy: the same data as if all were drawn
-  before, and nothing to keep. They end at [refine]: each is a first attempt. At most 2 pairs of one class for 1 of the
-  other (ours): else a weak model always refines.
-- Temperature 1 without top-p (paper: 0.7 and 0.9 for training data, not known for the test).
+- No SFT warm-up (stage 0), as in the paper's runs with instruct models: the presets' models solve already.
+- [refine] is a trained word of one token (CUE_WRONG in the built-in model, else "Wait"; --refine takes another), not a
+  reserved token: LoRA leaves embedding and head as they are, and untrained rows are too much alike for any hidden state
+  to single one out. The word has a meaning already: the built-in corpus has attempts with it or its opposite behind.
+- Samples are drawn step by step from a frozen copy of the stage's initial policy: the same data, nothing to keep. They
+  end at [refine]. At most 2 pairs of one class for 1 of the other (ours): else a weak model always refines.
 - "accuracy" is that of whole answers, where the sampled token decides as often as there is room. In the numbers by
   attempt (acc@tN) and in the votes the likelier of both tokens decides.
-- The confidence in a second attempt is read behind the question alone, as in training: where it stands, P(end) is
-  near 1 whatever it says, since training shows nothing but references there.
-- Constant learning rate in place of a cosine; the last checkpoint, not the one with the best loss.
-- RFT and SFT are the kit's, with as many optimiser steps as both stages: RFT on right samples of the base, as in the
-  paper; for it the cue is a word like any other.
+- The confidence in a second attempt is read behind the question alone, as in training (see ``votes``).
+- Temperature 1 without top-p (paper: 0.7 and 0.9 for training data, not known for the test). Constant learning rate in
+  place of a cosine; the last checkpoint, not the one with the best loss.
+- RFT and SFT are the kit's, with as many optimiser steps as both stages; to RFT the cue is a word like any other.
 
 Commands.
-    repro run revise                                 # tiny model, seed 0
-    repro run revise --seeds 5                       # with intervals over seeds
+    repro run revise --seeds 5                       # tiny model, intervals over seeds
     repro run revise --arms revise --rounds 4        # more refinements at test time
     repro run revise --preset gpu                    # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
@@ -52,8 +44,6 @@ from repro.methods.multiturn import Attempts, final_answers, turn_metrics
 from repro.model.sampling import Completion
 from repro.results.metrics import auroc, majority_at_k
 from repro.tasks import prompts
-
-Pair = tuple[list[int], list[int]]  # chosen and rejected completion of one prompt, token ids
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class Config(RunConfig):
     }
 
 
-# --- the paper's data -----------------------------------------------------------------------------------------------
+# --- the paper's data, loss and loop at test time -------------------------------------------------------------------
 
 
 def attempt_of(answer: Sequence[int], refine: int) -> list[int]:
@@ -95,15 +85,13 @@ def attempt_of(answer: Sequence[int], refine: int) -> list[int]:
     return list(answer[len(answer) - answer[::-1].index(refine) :] if refine in answer else answer)
 
 
-def make_pair(attempt: list[int], right: bool, solution: list[int] | None, end: int, refine: int) -> Pair:
-    """Chosen and rejected completion (stages 1 and 2); ``solution``: reference y in stage 2, None in stage 1.
-
-    Ids are appended to ids: tokenising the text anew could change the last tokens of y_hat, and the shared prefix
-    would no longer cancel. Nothing stands behind a rejected [refine], or stopping there would be learnt.
-    """
+def make_pair(y_hat: list[int], right: bool, y: list[int] | None, end: int, refine: int) -> tuple[list[int], list[int]]:
+    """Ids of the chosen and the rejected completion; ``y``: the reference solution in stage 2, None in stage 1."""
+    # ids behind ids: text tokenised anew could end y_hat otherwise, and the shared prefix would no longer cancel
+    # nothing stands behind a rejected [refine], or stopping there would be learnt
     if right:
-        return [*attempt, end], [*attempt, refine]
-    return [*attempt, refine, *([] if solution is None else [*solution, end])], [*attempt, end]
+        return [*y_hat, end], [*y_hat, refine]
+    return [*y_hat, refine, *([] if y is None else [*y, end])], [*y_hat, end]
 
 
 def imitated(ids: Sequence[int], refine: int) -> list[float]:
@@ -121,26 +109,15 @@ def balanced(right: Sequence[bool], max_ratio: float, rng: torch.Generator) -> l
     return [i for i in order if i in kept]
 
 
-# --- the paper's loss -----------------------------------------------------------------------------------------------
-
-
 def revise_loss(logp: torch.Tensor, f: SimpleNamespace, pairs: int, config: Config) -> torch.Tensor:
-    """L_SFT + lambda L_pref of both stages, summed over a micro-batch; chosen and rejected sequences take turns.
-
-    L_SFT is the mean over imitated tokens: ``weight`` is a token's share of it. L_pref is the mean over ``pairs`` of
-    -log sigma(r(chosen) - r(rejected)), r = beta log(M / M_start): the shared y_hat cancels.
-    """
+    """L_SFT + lambda L_pref of both stages, summed over a micro-batch; chosen and rejected sequences take turns."""
+    # L_SFT: mean over imitated tokens, ``weight`` is a token's share; L_pref: mean over ``pairs`` of
+    # -log sigma(r(chosen) - r(rejected)), r = beta log(M / M_start), where the shared y_hat cancels
     return -(f.weight * logp).sum() + config.preference_weight * dpo_loss(logp, f, config.beta, pairs).sum()
 
 
-# --- the decision and the loop at test time -------------------------------------------------------------------------
-
-
 def read(run: Run, attempts: Sequence[tuple[Sequence[int], Sequence[int]]], refine: int) -> torch.Tensor:
-    """What the policy says of (prompt, solution), at temperature 1, whatever the sampler drew; [rows, 3].
-
-    log P(end) and log P([refine]) behind the solution, and the mean log-likelihood of the solution's tokens.
-    """
+    """At temperature 1, log P(end), log P([refine]) behind (prompt, solution), its mean log-likelihood: [rows, 3]."""
     end = run.policy.tokenizer.eos_token_id
     if not attempts:
         return torch.zeros(0, 3)
@@ -163,20 +140,15 @@ def until_refine(run: Run, completion: Completion, refine: int) -> Completion:
     """The first attempt of an answer that went on behind its decision."""
     if refine not in completion.ids:
         return completion
-    end = completion.ids.index(refine) + 1
-    text = run.policy.tokenizer.decode(completion.ids[: end - 1])
-    return replace(completion, ids=completion.ids[:end], logprobs=completion.logprobs[:end], text=text, truncated=False)
+    ids = completion.ids[: completion.ids.index(refine) + 1]
+    text, logprobs = run.policy.tokenizer.decode(ids[:-1]), completion.logprobs[: len(ids)]
+    return replace(completion, ids=ids, logprobs=logprobs, text=text, truncated=False)
 
 
-def solve(
-    run: Run, first: Rollouts, verdict: torch.Tensor, config: Config, generator: torch.Generator | None = None
-) -> Attempts:
-    """Section 3.5: attempt, decide, and on [refine] go on in the same answer; one that has ended repeats its last.
-
-    ``first`` are the attempts, ``verdict`` is what ``read`` finds on them.
-    """
-    refine = run.policy.token(config.refine)
-    turns, rewards = [first.completions], [first.rewards]
+def solve(run: Run, first: Rollouts, verdict: torch.Tensor, config: Config) -> Attempts:
+    """Section 3.5: [refine] goes on in the same answer; the ended repeat their last. ``verdict``: ``read`` of first."""
+    generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
+    refine, turns, rewards = run.policy.token(config.refine), [first.completions], [first.rewards]
     going = [(i, k) for i, group in enumerate(first.completions) for k in range(len(group))]
     for n in range(config.rounds):
         turn = [list(row) for row in turns[-1]]
@@ -197,20 +169,16 @@ def flat(rows: Sequence[Sequence]) -> list:
 
 
 def votes(run: Run, attempts: Attempts, sure: torch.Tensor, config: Config) -> dict[str, Metric]:
-    """Plain and weighted votes after at most one refinement; ``sure`` is the confidence in first attempts [rows].
-
-    The confidence in a second attempt is read behind the question alone, x + y, as in training. Where the attempt
-    stands, behind another one and [refine], only right solutions were shown: there P(end) is always high.
-    """
+    """Plain and weighted votes after at most one refinement; ``sure`` is the confidence in first attempts [rows]."""
+    # a second attempt is read behind the question alone, x + y, as in training: where it stands, behind another one
+    # and [refine], only right solutions were shown, and P(end) is always high
     refine, final = run.policy.token(config.refine), attempts.rewards[1]
     pairs = list(zip(*map(flat, attempts.completions[:2]), strict=True))
     again = [a is not b for a, b in pairs]
     metrics: dict[str, Metric] = {}
     answers = [final_answers([c.text for c in group]) for group in attempts.completions[1]]
-    for name, written in (
-        ("weighted", [(a.prompt, b.answer) for a, b in pairs if a is not b]),
-        ("weighted in context", [(b.prompt, b.answer) for a, b in pairs if a is not b]),
-    ):
+    for name in ("weighted", "weighted in context"):
+        written = [((a if name == "weighted" else b).prompt, b.answer) for a, b in pairs if a is not b]
         sure = sure.clone()
         sure[again] = confidence(read(run, written, refine), config.renormalise)
         metrics[f"auroc, {name}"] = share(auroc(sure, final.flatten() > 0))
@@ -222,20 +190,15 @@ def votes(run: Run, attempts: Attempts, sure: torch.Tensor, config: Config) -> d
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
-    """Verification, accuracy before and after refinement, by turn, and ``votes``.
-
-    The first attempts are those of the common evaluation, up to their first [refine].
-    """
+    """Verification, accuracy by turn, and ``votes``; first attempts are the evaluation's, up to their [refine]."""
     refine = run.policy.token(config.refine)
     part = rollouts.part(config.refined_problems, config.eval_samples)
     completions = [[until_refine(run, c, refine) for c in group] for group in part.completions]
     first = Rollouts(part.problems, completions, run.rewards(part.problems, completions))
     verdict = read(run, [(c.prompt, c.answer) for c in flat(completions)], refine)
-    generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
-    attempts = solve(run, first, verdict, config, generator)
-    once, twice = map(flat, attempts.completions[:2])
-    refined = torch.tensor([float(a is not b) for a, b in zip(once, twice, strict=True)]).view_as(first.rewards)
-    length = torch.tensor([[float(len(c.ids)) for c in turn] for turn in (once, twice)]).view(2, *refined.shape)
+    attempts = solve(run, first, verdict, config)
+    pairs = list(zip(*map(flat, attempts.completions[:2]), strict=True))
+    refined = torch.tensor([float(a is not b) for a, b in pairs]).view_as(first.rewards)
     right, sure = first.rewards.bool(), confidence(verdict, config.renormalise)
     return {
         **turn_metrics(attempts),
@@ -245,7 +208,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         "auroc": share(auroc(sure, right.flatten())),
         "auroc, chance": share(0.5),
         "auroc, likelihood": share(auroc(verdict[:, 2], right.flatten())),
-        "tokens": number((length[0] + refined * length[1]).mean()),
+        "tokens": number(torch.tensor([float(len(a.ids) + (a is not b) * len(b.ids)) for a, b in pairs]).mean()),
         **votes(run, attempts, sure, config),
     }
 
@@ -253,56 +216,41 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
 # --- the arm --------------------------------------------------------------------------------------------------------
 
 
-def first_attempts(run: Run, config: Config, refine: int) -> Rollouts:
-    """Solutions of the next problems by the stage's initial policy, up to their decision token."""
-    problems = run.next_problems(config.prompts)
-    chats = [prompts.solve(p) for p in problems]
-    completions = run.sample(chats, config.samples, adapter="start", stop=(refine,))
-    rollouts = Rollouts(problems, completions, run.rewards(problems, completions))
-    every, right = flat(completions), rollouts.rewards.flatten().bool()
+def draw_pairs(run: Run, stage: int, config: Config, refine: int) -> Batch:
+    """Pairs of a step, chosen and rejected side by side, from samples of the stage's initial policy."""
+    problems, tokenizer = run.next_problems(config.prompts), run.policy.tokenizer
+    groups = run.sample([prompts.solve(p) for p in problems], config.samples, adapter="start", stop=(refine,))
+    every, right = flat(groups), run.rewards(problems, groups).flatten().bool()
     run.log(reward=right.float().mean(), refined=sum(c.ids[-1] == refine for c in every) / len(every))
     if right.any() and not right.all():  # of the policy as it is now, on samples that it hasn't been trained on
         run.log(auroc=auroc(read(run, [(c.prompt, c.answer) for c in every], refine)[:, 0], right))
-    return rollouts
-
-
-def pair_batch(run: Run, rollouts: Rollouts, stage: int, config: Config, refine: int) -> Batch:
-    """Pairs of a step, chosen and rejected side by side, in shuffled order."""
-    tokenizer = run.policy.tokenizer
-    sequences, right = [], []
-    for problem, group, rewards in zip(rollouts.problems, rollouts.completions, rollouts.rewards, strict=True):
-        y = tokenizer(problem.solution, add_special_tokens=False).input_ids if stage == 2 else None
-        for completion, reward in zip(group, rewards.tolist(), strict=True):
-            if completion.truncated:  # wrong by the limit: it would teach to refine at a length, not at a mistake
-                continue
-            attempt = attempt_of(completion.answer, refine)
-            pair = make_pair(attempt, bool(reward), y, tokenizer.eos_token_id, refine)
-            sequences.append([(completion.prompt, ids) for ids in pair])
-            right.append(bool(reward))
-    batch = Batch([s for i in balanced(right, config.max_ratio, run.rng) for s in sequences[i]])
-    # both sides of a pair hold y_hat whole: right for the preference, not for what is imitated
-    masks = [imitated(ids, refine) if n % 2 == 0 else [0.0] * len(ids) for n, (_, ids) in enumerate(batch.sequences)]
-    batch.fields["imitated"] = torch.tensor(flat(masks))
-    return batch
+    solutions = [tokenizer(p.solution, add_special_tokens=False).input_ids if stage == 2 else None for p in problems]
+    rows = zip(every, right.tolist(), [y for y in solutions for _ in range(config.samples)], strict=True)
+    # truncated ones are wrong by the limit: they would teach to refine at a length, not at a mistake
+    rows = [row for row in rows if not row[0].truncated]
+    order = balanced([is_right for _, is_right, _ in rows], config.max_ratio, run.rng)
+    sequences, masks = [], []
+    for c, is_right, y in (rows[i] for i in order):
+        chosen, rejected = make_pair(attempt_of(c.answer, refine), is_right, y, tokenizer.eos_token_id, refine)
+        sequences += [(c.prompt, chosen), (c.prompt, rejected)]
+        # both sides of a pair hold y_hat whole: right for the preference, not for what is imitated
+        masks += [*imitated(chosen, refine), *[0.0] * len(rejected)]
+    return Batch(sequences, {"imitated": torch.tensor(masks)})
 
 
 def revise(run: Run, config: Config) -> None:
-    """Verification, then correction; each stage begins with a new optimiser and a frozen copy of the policy.
-
-    That copy, "start", is the stage's sampler and its reference.
-    """
+    """Verification, then correction, each with a new optimiser; "start" is the stage's sampler and its reference."""
     refine = run.policy.token(config.refine)
     stages = ("verify", config.verify_steps), ("correct", config.steps - config.verify_steps)
     for stage, (name, steps) in enumerate(stages, 1):
         for _ in run.stage(name, steps, learning_rate=config.learning_rate, freeze="start"):
-            batch = pair_batch(run, first_attempts(run, config, refine), stage, config, refine)
+            batch = draw_pairs(run, stage, config, refine)
             pairs = len(batch.sequences) // 2
             for rows in torch.arange(pairs).tensor_split(min(config.minibatches, pairs)) if pairs else ():
                 mini = batch.select([r for i in rows.tolist() for r in (2 * i, 2 * i + 1)])
                 mini.fields["ref_logp"] = run.logprobs(mini, "start")
-                imitated_mean = mini.fields["imitated"] / mini.fields["imitated"].sum()
-                loss = partial(revise_loss, pairs=len(rows), config=config)
-                run.update(mini, loss, mean=imitated_mean, together=2)
+                mask, loss = mini.fields["imitated"], partial(revise_loss, pairs=len(rows), config=config)
+                run.update(mini, loss, mean=mask / mask.sum(), together=2)
 
 
 def within(name: str, text: str, metric: str, other: str, published: str = "") -> Claim:

@@ -3,19 +3,17 @@ Garg, Aviral Kumar, arXiv 2407.18219, NeurIPS 2024.
 
 Idea. Solving a problem in several attempts is a decision process: the state is the problem with the attempts so far,
 each answered by "this is wrong, try again", the action is a whole new attempt. The model collects its own wrong
-attempts, at the last state something better is put in their place (the best of n of its own tries, or a teacher's), and
-the model is fine-tuned on all attempts, weighted by their reward. At test time it tries five times without being told
+attempts, at the last state something better takes their place (the best of n of its own tries, or a teacher's), and the
+model is fine-tuned on all attempts, weighted by their reward. At test time it tries five times without being told
 whether it was right, and the majority of its answers counts.
 
 Reproduced. base; Self-Refine, where the base judges its own attempts; RFT on right first attempts; RISE after one
-iteration and after two, with self-distillation (best of n). Claims: accuracy rises over five turns without an oracle;
-the gain is above the base's, Self-Refine's and RFT's; the first turn isn't paid for it; five turns beat five parallel
-attempts; a second iteration adds. By name: rise_teacher (the improved attempt is written by the base with the reference
-solution in its prompt), rise_adv (the paper's centred weight) and rise_unweighted.
+iteration and after two, with self-distillation (best of n); the claims below. By name: rise_teacher (the base with the
+reference solution in its prompt improves), rise_adv (the paper's centred weight) and rise_unweighted.
 
 How this differs from the paper and why.
-- The tiny preset asks for another look, without a verdict. The built-in model was made to give up its habits when it is
-  told "wrong", so that the paper's follow-up (--follow-up wrong) lifts the untrained base by itself.
+- The tiny preset asks for another look, without a verdict: the built-in model was made to give up its habits when told
+  "wrong", so that the paper's follow-up (--follow-up wrong) lifts the untrained base by itself.
 - The follow-up doesn't repeat the question, which the window of two keeps in the prompt anyway.
 - Every arm samples the same number of completions: RISE's second attempts cost it first attempts at other problems, and
   two iterations share what one has. The paper's second iteration adds new ones.
@@ -24,8 +22,7 @@ How this differs from the paper and why.
 - Rewards are 0 and 1; the code gives -1 to GSM8K answers that can't be read. LoRA in place of full fine-tuning.
 
 Commands.
-    repro run rise                                   # tiny model, seed 0
-    repro run rise --seeds 5                         # with intervals over seeds
+    repro run rise --seeds 5                         # tiny model, intervals over seeds
     repro run rise --arms base rise_1 rise_teacher   # another source of the improved attempt
     repro run rise --preset gpu                      # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
@@ -45,7 +42,6 @@ from repro.methods.multiturn import Attempts, go_on, self_refine, turn_metrics
 from repro.methods.sft import draws
 from repro.model.training import cosine
 from repro.tasks import prompts
-from repro.tasks.problem import Problem
 
 TURNS = 5  # attempts in the evaluation (paper)
 TEACHER_TEMPERATURE = 0.7  # paper
@@ -94,10 +90,8 @@ class Config(RunConfig):
 
 
 def reward_weights(rewards: Sequence[float], problems: Sequence[str], weight: str, tau: float) -> torch.Tensor:
-    """w of equation 2 ("exp") or 3 ("adv"), or 1 ("none"), [examples]; constants without a gradient.
-
-    Without the centring, problems that are solved at once weigh exp(1 / tau) as much as those that never are.
-    """
+    """w of equation 2 ("exp") or 3 ("adv"), or 1 ("none"), [examples]; constants without a gradient."""
+    # without the centring, problems that are solved at once weigh exp(1 / tau) as much as those that never are
     r = torch.tensor(rewards, dtype=torch.float64)
     if weight == "adv":
         of_problem: dict[str, list[float]] = {}
@@ -108,11 +102,9 @@ def reward_weights(rewards: Sequence[float], problems: Sequence[str], weight: st
 
 
 def rise_loss(logp: torch.Tensor, f: SimpleNamespace) -> torch.Tensor:
-    """-J of equation 1 before the means, [tokens]; the trainer's mean "sequence" makes both of them.
-
-    The weights aren't divided by their sum: the step grows with them, as in the official code. Only the response has
-    tokens here: the attempts before it are its prompt.
-    """
+    """-J of equation 1 before the means, [tokens] of responses; the trainer's mean "sequence" makes both of them."""
+    # the weights aren't divided by their sum: the step grows with them, as in the official code
+    # only the response has tokens here: the attempts before it are its prompt
     return -f.w * logp
 
 
@@ -127,7 +119,7 @@ def example_batch(data: Sequence[Example], chosen: Sequence[int], config: Config
 # --- states and data ------------------------------------------------------------------------------------------------
 
 
-def state(problem: Problem, attempts: Sequence[str], config: Config) -> prompts.Chat:
+def state(problem: prompts.Problem, attempts: Sequence[str], config: Config) -> prompts.Chat:
     """What is asked after ``attempts``: the problem, the last attempts within the window, each with the follow-up.
 
     The verdict is always "wrong", at test time without knowing it: an oracle is only needed for collecting data.
@@ -146,18 +138,18 @@ def kept(trajectory: Sequence[Example], criteria: str) -> list[Example]:
     return [e for e in new if criteria == "all" or e["reward"] == 1]
 
 
-def best_of_n(run: Run, config: Config, problems: Sequence[Problem], chats: Sequence[prompts.Chat]) -> list:
+def best_of_n(run: Run, config: Config, problems: Sequence[prompts.Problem], chats: Sequence[prompts.Chat]) -> list:
     """Self-distillation: n further attempts by the learner itself at the same state."""
     return run.sample(chats, config.candidates)
 
 
-def teacher(run: Run, config: Config, problems: Sequence[Problem], chats: Sequence[prompts.Chat]) -> list:
+def teacher(run: Run, config: Config, problems: Sequence[prompts.Problem], chats: Sequence[prompts.Chat]) -> list:
     """By a better model: here the base, which sees the reference solution and not the history."""
     shown = [prompts.solve_with_reference(p) for p in problems]
     return run.sample(shown, config.candidates, TEACHER_TEMPERATURE, adapter=BASE)
 
 
-def trajectories(run: Run, config: Config, problems: list[Problem], improve: Callable = best_of_n) -> list:
+def trajectories(run: Run, config: Config, problems: list[prompts.Problem], improve: Callable = best_of_n) -> list:
     """On-policy attempts at each problem until one is right; at the last turn the improved one. Wrong ones stay."""
     made: list[list[Example]] = [[] for _ in problems]
     going = list(range(len(problems)))
@@ -230,10 +222,7 @@ def untrained(run: Run, config: Config) -> None:
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
-    """Five turns without an oracle, votes over them, and votes over parallel first attempts: the equal-compute control.
-
-    The first turn's attempts are those of the common evaluation.
-    """
+    """Five turns from the evaluation's attempts, no oracle, and votes; the control: a vote of parallel attempts."""
     first = rollouts.part(config.turn_problems, TURNS)
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
     if run.arm == "self_refine":
