@@ -82,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
 
 def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
-    os.environ.setdefault("REPRO_COMMAND", shlex.join(["repro", "run", script.stem, *argv]))
+    os.environ["REPRO_COMMAND"] = shlex.join(["repro", "run", script.stem, *argv])  # workers inherit it
     title = f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title
     config, launch = parse(paper.config, list(argv), f"repro run {script.stem}", title)
     unknown = [arm for arm in launch.arms if arm not in paper.arms]
@@ -119,7 +119,7 @@ class Options:
 
 def run_all(argv: Sequence[str]) -> int:
     """``repro all``: what is finished is skipped, tables come last, 1 if something failed."""
-    os.environ.setdefault("REPRO_COMMAND", shlex.join(["repro", "all", *argv]))
+    os.environ["REPRO_COMMAND"] = shlex.join(["repro", "all", *argv])  # workers inherit it
     text = "Several papers, or all, side by side; then their tables."
     options = tyro.cli(
         Options, args=list(argv), prog="repro all", description=text, config=(tyro.conf.OmitArgPrefixes,)

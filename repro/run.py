@@ -180,6 +180,8 @@ class Run:
                 generator or self.generator,
                 self.config.rows_per_batch,
             )
+        if adapter == POLICY and self.policy.merge_rounds:
+            self.log(merged=self.policy.merged_share())
         self.spend(completions=len(chats) * samples)
         self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
         return completions

@@ -37,6 +37,7 @@ WAITING = {  # operators whose result, or its shape, the host has to know
     aten.repeat_interleave.Tensor: "repeat_interleave",
 }
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+SPECIAL = {*WAITING, *INDEXING, aten.copy_.default}
 Tensor = torch.Tensor
 
 
@@ -53,15 +54,17 @@ def label(tensor: Tensor, gpu: bool) -> Tensor:
     return tensor
 
 
-def tensors(tree: object) -> Iterator[Tensor]:
+def tensors(*tree: object) -> list[Tensor]:
     """The tensors in arguments or results."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for part in tree:
-            yield from tensors(part)
-    elif isinstance(tree, dict):
-        yield from tensors(tuple(tree.values()))
+    found = []
+    for part in tree:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, (tuple, list)):
+            found += tensors(*part)
+        elif isinstance(part, dict):
+            found += tensors(*part.values())
+    return found
 
 
 def place() -> str:
@@ -100,16 +103,18 @@ class Operators(TorchDispatchMode):
         kwargs = kwargs or {}
         if self.off:
             return func(*args, **kwargs)
-        given = [t for t in tensors((args, kwargs)) if t.device.type != "meta"]
-        gpu = any(map(on_gpu, given))
-        if gpu:
-            self.check(func, args, given)
-        known = {t.untyped_storage()._cdata for t in given}
-        out = func(*args, **kwargs)
-        for t in tensors(out):
-            if t.device.type != "meta" and t.untyped_storage()._cdata not in known:  # else a view, or in place
-                label(t, gpu)
-        return out
+        with torch._C.DisableTorchFunction():  # what is asked here isn't asked on the pretended machine
+            given = [t for t in tensors(args, kwargs) if not t.is_meta]
+            storages = [t.untyped_storage() for t in given]
+            labels = [getattr(storage, "on_gpu", False) for storage in storages]
+            gpu = any(labels)
+            if gpu and (func in SPECIAL or not all(labels)):
+                self.check(func, args, given)
+            out = func(*args, **kwargs)
+            for t in tensors(out):
+                if not t.is_meta and t.untyped_storage() not in storages:  # else a view, or in place
+                    label(t, gpu)
+            return out
 
     def check(self, func, args, given: list[Tensor]) -> None:
         if func in WAITING:
@@ -159,9 +164,11 @@ class Names(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.operators.off:
             return func(*args, **kwargs)
-        if func in self.answers:
+        if answer := self.answers.get(func):
             with torch._C.DisableTorchFunction():
-                return self.answers[func](*args, **kwargs)
+                return answer(*args, **kwargs)
+        if "device" not in kwargs and "generator" not in kwargs:
+            return func(*args, **kwargs)
         generator = kwargs.get("generator")
         device = kwargs.get("device")
         device = None if device is None else torch.device(device)

@@ -1,6 +1,7 @@
 """Every paper's script on a machine that seems to have a GPU (``pretend_gpu``), and the rules that it must hold to."""
 
 import dataclasses
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -24,9 +25,12 @@ SMALLEST = {  # as far as a paper has the setting
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
-    "rise": {"rise_unweighted"},
-    "b_star": {"online_rft_t0.6", "online_rft_t1.4"},
     "standard": {"dr_grpo"},
+    "opsd": {"opsd_unclipped", "opsd_v3"},
+    "rise": {"rise_adv", "rise_unweighted"},
+    "b_star": {"online_rft_t0.6", "online_rft_t1.4", "star", "b_star_temperature"},
+    "score": {"no_bonus", "no_stage_one", "second_attempt_rl"},
+    "intervention": {"int_no_prefix", "sft_terse_rl"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
 ARMS = [
@@ -45,6 +49,16 @@ def test_every_arm_keeps_to_the_rules_of_cuda(name: str, arm: str, tmp_path: Pat
     with pretend():
         code = main(["run", name, *words, "--arms", arm, "--device", "cuda", "--out", str(tmp_path)])
     assert code == 0, "".join(file.read_text() for file in tmp_path.rglob("error.txt")) or capsys.readouterr().err
+
+
+def test_the_share_of_the_adapter_that_a_merge_keeps_is_logged(tmp_path: Path):
+    """Where completions come from weights in bfloat16."""
+    words = "--steps 3 --prompts 4 --samples 4 --train-problems 32 --eval-problems 2 --eval-samples 2 --dtype bfloat16"
+    with pretend():
+        assert main(["run", "nft", *words.split(), "--arms", "nft", "--device", "cuda", "--out", str(tmp_path)]) == 0
+    (file,) = tmp_path.rglob("nft-seed0/result.json")
+    found = [row["merged"] for row in json.loads(file.read_text())["history"][1:]]  # there was an update before
+    assert len(found) == 2 and all(0 < share < 1.1 for share in found)
 
 
 @pytest.fixture

@@ -246,6 +246,12 @@ class Policy:
                     self._sampler.get_submodule(name).weight.copy_(weight)
         return self._sampler
 
+    @property
+    def merge_rounds(self) -> bool:
+        """Whether completions come, on a GPU, from a merged copy that drops part of the adapter (``merged_share``)."""
+        copied = self._sampler is not None and self._sampler.dtype == torch.bfloat16
+        return copied and self.device.type == "cuda"
+
     def merged_share(self, adapter: str = POLICY) -> float:
         """Projection of what the last merge added to the weights on what it should have: below 1 in bfloat16, which
         drops what is small beside a weight; NaN for an adapter that adds nothing."""

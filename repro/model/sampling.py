@@ -267,7 +267,7 @@ def sample(
         raise ValueError("sampling needs a model in eval mode")
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     slots = _in_slots(model)
-    width = len(prompts) if slots else max(1, rows // samples)
+    width = max(1, len(prompts) if slots else rows // samples)
     stop = torch.tensor(list(stop_ids), device=generator.device)
     ends = set(stop_ids)
     results: list[list[Completion]] = [[] for _ in prompts]

@@ -56,6 +56,7 @@ def test_log_probs_are_those_of_one_pass(kind, changes):
     assert all(len(c.ids) == 12 for c in every if c.truncated)
     recomputed = completion_values(model, [(c.prompt, c.ids) for c in every])
     assert (torch.tensor([logp for c in every for logp in c.logprobs]) - recomputed).abs().max() < 1e-5
+    assert draw(model, []) == []
     assert [tuple(c.prompt) for c in every] == [tuple(p) for p in PROMPTS for _ in range(5)]
 
 
