@@ -11,20 +11,18 @@ end right), plain two-turn RL (both attempts rewarded, neither stage I nor bonus
 no_bonus and second_attempt_rl (the reward on the second attempt alone, as in the paper's figure 5).
 
 How this differs from the paper and why.
-- A step takes all its samples into one update (RLOO over the samples of a problem). The paper doesn't state its number
-  of samples, nor how its steps are divided between the stages: here 8 and one half, with a new optimiser for stage II.
+- A step takes all its samples into one update (RLOO over the samples of a problem). The paper states neither their
+  number nor how the steps are divided between the stages: here 8 and one half, with a new optimiser for stage II.
 - alpha = 5 and beta2 = 0.3 on the tiny model, 10 and 0.1 in the paper: an attempt here has about 30 tokens, so that the
   same shift of a token's distribution makes a smaller sum of log-ratios.
-- Single-turn RL is the kit's GRPO, shared by all papers: several updates a step and no KL. The paper's is its own
-  objective on the first attempt.
+- Single-turn RL is the kit's GRPO (several updates a step, no KL); the paper's is its objective on the first attempt.
 - The first attempts are always the policy's own; the paper mixes stored ones of the base in for some experiments.
 - STaR and Pair-SFT learn the second attempt only: with a loss on the first, wrong->right traces would teach mistakes.
-- LoRA and a higher learning rate in place of full fine-tuning at 5e-6; 40 steps in place of 3000.
-- The last checkpoint is reported, not the one with the best training reward.
+- LoRA and a higher learning rate in place of full fine-tuning at 5e-6; 40 steps in place of 3000; the last checkpoint
+  is reported, not the one with the best training reward.
 
 Commands.
-    repro run score                                # tiny model, seed 0
-    repro run score --seeds 5                      # with intervals over seeds
+    repro run score                                # tiny model, seed 0; with intervals: --seeds 5
     repro run score --arms score no_stage_one no_bonus second_attempt_rl
     repro run score --preset gpu                   # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
@@ -92,8 +90,6 @@ class Config(RunConfig):
             raise ConfigError(f"--conversation-problems {self.conversation_problems}: {most}")
 
 
-# --- the paper's rewards ----------------------------------------------------------------------------------------------
-
 # rewards and log_ratio (of policy to reference, summed over the tokens of an attempt) are [turns, problems, samples]
 Objective = Callable[[torch.Tensor, torch.Tensor, Config], torch.Tensor]
 
@@ -129,9 +125,6 @@ def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
     return (returns - returns.mean(-1, keepdim=True)) * (others + 1) / others
 
 
-# --- reinforcement learning -------------------------------------------------------------------------------------------
-
-
 def conversations(run: Run, config: Config) -> Attempts:
     """A step's conversations by the policy, with what happens between the attempts in the history."""
     attempts = converse(run, run.next_problems(config.conversation_problems), config.samples, 2)
@@ -159,22 +152,15 @@ def reinforce(run: Run, attempts: Attempts, objective: Objective, config: Config
     run.update(batch, nll, mean=weight, temperature=config.temperature)
 
 
-def score(run: Run, config: Config) -> None:
-    """Stage I, then stage II from where it ended."""
+def score(run: Run, config: Config, **changes) -> None:
+    """Stage I, then stage II from where it ended; ``changes``: with other settings."""
+    config = replace(config, **changes)
     steps = config.conversation_steps
     first = round(config.stage_one * steps)
     for _ in run.stage("stage I", first):
         reinforce(run, conversations(run, config), stage_one_returns, config)
     for _ in run.stage("stage II", steps - first, learning_rate=config.learning_rate):
         reinforce(run, conversations(run, config), stage_two_returns, config)
-
-
-def variant(run: Run, config: Config, **changes) -> None:
-    """SCoRe with other settings."""
-    score(run, replace(config, **changes))
-
-
-# --- fine-tuning on corrections ---------------------------------------------------------------------------------------
 
 
 def star_traces(attempts: Attempts, keep_right: bool) -> list[Trace]:
@@ -230,9 +216,6 @@ def pair_sft(run: Run, config: Config) -> None:
         fine_tune(run, config)
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
-
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Two attempts at every held-out problem, greedy as in the paper, and second ones after some of the rollouts."""
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
@@ -261,12 +244,12 @@ PAPER = Paper(
         "grpo": standard("grpo"),
         "pair_sft": pair_sft,
         "star": star,
-        "multi_turn_rl": partial(variant, stage_one=0.0, alpha=0.0),  # equation 4 from the start, without the bonus
+        "multi_turn_rl": partial(score, stage_one=0.0, alpha=0.0),  # equation 4 from the start, without the bonus
         "score": score,
-        "no_stage_one": Arm(partial(variant, stage_one=0.0), by_name=True),  # stage II for as many steps
-        "no_bonus": Arm(partial(variant, alpha=0.0), by_name=True),
+        "no_stage_one": Arm(partial(score, stage_one=0.0), by_name=True),  # stage II for as many steps
+        "no_bonus": Arm(partial(score, alpha=0.0), by_name=True),
         # only the second attempt is rewarded and the first is free to follow: the collapse in the paper's figure 5
-        "second_attempt_rl": Arm(partial(variant, stage_one=1.0, beta2=0.0), by_name=True),
+        "second_attempt_rl": Arm(partial(score, stage_one=1.0, beta2=0.0), by_name=True),
     },
     claims=(
         gains_more("base", "+4.4 against -11.2", primary=True),
@@ -287,13 +270,8 @@ PAPER = Paper(
     ),
     columns=("accuracy", *CORRECTION, "CL", "CS", "RSS", "delta, sampled", "changed, sampled"),
     published={
-        "base": "52.6 -> 41.4",
-        "grpo": "61.8 -> 59.4",
-        "pair_sft": "52.4 -> 54.2",
-        "star": "53.6 -> 54.0",
-        "score": "60.0 -> 64.4",
-        "no_stage_one": "59.2 -> 61.4",
-        "no_bonus": "60.0 -> 62.6",
+        **{"base": "52.6 -> 41.4", "grpo": "61.8 -> 59.4", "pair_sft": "52.4 -> 54.2", "star": "53.6 -> 54.0"},
+        **{"score": "60.0 -> 64.4", "no_stage_one": "59.2 -> 61.4", "no_bonus": "60.0 -> 62.6"},
     },
     published_setting="Gemini 1.5 Flash, MATH500, greedy, accuracy at turns 1 and 2",
     measure=measure,

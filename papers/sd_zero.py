@@ -2,34 +2,28 @@
 Bhaskar, Yongjin Yang et al., arXiv 2604.12002, 2026.
 
 Idea. One model is generator and reviser. Phase 1 (self-revision training, SRT): draft an answer, verify it, go on after
-a fixed phrase that says whether it was right, keep the revisions that are right, and fine-tune on them. Phase 2: the
-frozen SRT model reads an answer of the student with that phrase behind it, and its prediction of the same answer once
-more is a target at every token: a binary reward has become dense supervision. No reference solution is used.
+a fixed phrase that says whether it was right, and fine-tune on the revisions that are right. Phase 2: the frozen SRT
+model reads an answer of the student with that phrase behind it; its prediction of the same answer once more is a target
+at every token. A binary reward has become dense supervision, and no reference solution is used.
 
 Reproduced. base, RFT, online RFT, GRPO, SDFT (the teacher reads the reference solution), SRT, SD-Zero, and SD-Zero with
-the teacher synchronised half-way, all with the same number of sampled completions; generate-then-revise; and where on
-an answer the reviser's signal lies, against the first wrong step. By name: sd_zero_from_srt (the paper's start of phase
-2), sd_only (phase 2 without phase 1).
+the teacher synchronised half-way, at equal samples; generate-then-revise; where on an answer the reviser's signal lies,
+against the first wrong step. By name: sd_zero_from_srt (the paper's start of phase 2), sd_only (without phase 1).
 
 How this differs from the paper and why.
-- Phase 2's student begins as the base, not as the SRT model; the teacher is the SRT model. SRT's answers are draft,
-  phrase and revision, and a reviser who learned on single drafts wants a blank line behind a second phrase: nats on the
-  first token of every such answer that say nothing on the solution.
-- The divergence is KL(student || teacher), the paper's equation, over the teacher's 64 likeliest tokens; the code mixes
-  it half and half with KL(teacher || student). Behind a wrong step the reviser has to go on with what it would not have
-  written and predicts it badly; teacher-first, all of that reaches the gradient.
-- The official phase 2 keeps the end token in the teacher's first copy of an answer. Here it isn't there: the phrase
-  follows the text as it does in phase 1, where the reviser learned.
-- The two losses of SRT are summed as in the text; the code trains them one after the other. The phrase stands in the
-  assistant's turn in both phases. Revisions are not cleaned (the code cuts repeated endings and greetings).
+- Phase 2's student begins as the base, not as the SRT model (see ``sd_zero``).
+- The divergence is the paper's KL(student || teacher), over the teacher's 64 likeliest tokens; the code mixes it half
+  and half with KL(teacher || student). Behind a wrong step the reviser goes on with what it would not have written and
+  predicts it badly; teacher-first, all of that reaches the gradient.
+- The official teacher's first copy of an answer keeps its end token. Here the phrase follows the text, as in phase 1.
+- SRT's two losses are summed as in the text; the code trains one after the other. The phrase stands in the assistant's
+  turn in both phases. Revisions are not cleaned (the code cuts repeated endings and greetings).
 - Phase 1 has a quarter of the samples (paper: 40 of 49 k): the built-in model is a fair reviser from the start.
-- RFT and GRPO draw 8 answers a problem (paper: 4), phase 2 one: at equal samples it sees more problems. 4 optimiser
-  steps per rollout step of phase 2; in SRT epochs over what the base gave. Online RFT is not in the paper: it samples
-  from the policy at every step and is the stronger bar.
+- RFT and GRPO draw 8 answers a problem (paper: 4), phase 2 one: at equal samples it sees more problems. Phase 2 has 4
+  optimiser steps a rollout step, SRT epochs over what the base gave. Online RFT, the stronger bar, is not in the paper.
 
 Commands.
-    repro run sd_zero                              # tiny model, seed 0
-    repro run sd_zero --seeds 5                    # with intervals over seeds
+    repro run sd_zero                              # tiny model, seed 0; with intervals: --seeds 5
     repro run sd_zero --arms sd_zero --kl-weight 0.5   # the code's divergence
     repro run sd_zero --preset gpu                 # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
@@ -37,7 +31,7 @@ Commands.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -86,62 +80,45 @@ class Config(RunConfig):
 
     def check(self) -> None:
         super().check()
-        if self.prompts * self.samples % (1 + self.revisions):
-            each = self.prompts * self.samples
+        if (each := self.prompts * self.samples) % (1 + self.revisions):
             raise ConfigError(f"--revisions {self.revisions}: 1 + revisions must divide --prompts x --samples, {each}")
         if not 0 <= self.phase_one <= 1:
             raise ConfigError(f"--phase-one {self.phase_one}: is a share of the completions, from 0 to 1")
 
 
-# --- phase 1: self-revision training ----------------------------------------------------------------------------------
-
 Trace = list[list[int]]  # token ids of prompt x, of draft and phrase (y0, P_r), and of revision y1 with its end token
 
 
 def revision_chats(rollouts: Rollouts) -> list[prompts.Chat]:
-    """The assistant's turn goes on behind each answer with the phrase for its reward."""
-    rows = zip(rollouts.problems, rollouts.completions, rollouts.rewards.bool().tolist(), strict=True)
-    return [
-        prompts.revise_in_turn(prompts.solve(problem), completion.text, right)
-        for problem, group, verdicts in rows
-        for completion, right in zip(group, verdicts, strict=True)
-    ]
+    """One answer a problem: the assistant's turn goes on behind it with the phrase for its reward."""
+    rows = zip(rollouts.problems, rollouts.completions, rollouts.rewards[:, 0].tolist(), strict=True)
+    return [prompts.revise_in_turn(prompts.solve(problem), c.text, bool(r)) for problem, (c,), r in rows]
 
 
 def revise(run: Run, drafts: Rollouts, revisions: int) -> list[Trace]:
     """Revise one draft per problem with the phrase for its reward; keep what is right, each revision once."""
-    right = drafts.rewards[:, 0].bool()
-    attempts = [group[0] for group in drafts.completions]
     revised = run.sample(revision_chats(drafts), revisions)
-    rewards = run.rewards(drafts.problems, revised)
-    for name, rows in (("corrected", ~right), ("kept", right)):
-        if rows.any():
-            run.log(**{name: rewards[rows].mean()})
-    traces = []
-    for attempt, group, kept in zip(attempts, revised, rewards, strict=True):
-        x = len(attempt.prompt)  # a revision's prompt is the draft's with draft and phrase behind it
-        for ids in {c.ids: None for c, r in zip(group, kept, strict=True) if r}:
-            traces.append([list(attempt.prompt), list(group[0].prompt[x:]), list(ids)])
-    return traces
+    rewards, right = run.rewards(drafts.problems, revised), drafts.rewards[:, 0].bool()
+    run.log(corrected=rewards[~right].mean(), kept=rewards[right].mean())  # of none NaN, which is left out
+    return [  # a revision's prompt is the draft's with draft and phrase behind it
+        [list(draft.prompt), list(group[0].prompt[len(draft.prompt) :]), list(ids)]
+        for (draft,), group, kept in zip(drafts.completions, revised, rewards, strict=True)
+        for ids in dict.fromkeys(c.ids for c, r in zip(group, kept, strict=True) if r)
+    ]
 
 
 def srt_batch(traces: Sequence[Trace], config: Config) -> Batch:
-    """L_SRT = L_rev + L_gen in one forward pass.
-
-    L_gen = -log pi([y0, P_r, y1] | x) holds L_rev = -log pi(y1 | x, y0, P_r): draft and phrase count once, the
-    revision twice. Wrong drafts are trained on too: answers get twice as long, until phase 2.
-    """
-    batch = Batch([(x, [*draft, *revision]) for x, draft, revision in traces])
+    """L_SRT = L_rev + L_gen in one forward pass. Wrong drafts are trained on too: answers get twice as long."""
+    # L_gen = -log pi([y0, P_r, y1] | x) holds L_rev = -log pi(y1 | x, y0, P_r): the revision counts twice
     once, twice = config.generation_weight, config.generation_weight + config.revision_weight
     counts = [n for _, draft, revision in traces for n in [once] * len(draft) + [twice] * len(revision)]
-    batch.fields["counts"] = torch.tensor(counts)
-    return batch
+    return Batch([(x, [*draft, *revision]) for x, draft, revision in traces], {"counts": torch.tensor(counts)})
 
 
-def train_srt(run: Run, config: Config, steps: int) -> None:
-    """Drafts and revisions of the base with the completions of ``steps`` steps, then epochs of L_SRT."""
+def train_srt(run: Run, config: Config, steps: int = 0) -> None:
+    """Phase 1: drafts and revisions of the base at the samples of ``steps`` steps (0: all), then epochs of L_SRT."""
     drafts = config.prompts * config.samples // (1 + config.revisions)
-    for _ in run.stage("draft and revise", steps, begin=lambda: run.kept.update(traces=[])):
+    for _ in run.stage("draft and revise", steps or config.steps, begin=lambda: run.kept.update(traces=[])):
         run.kept["traces"] += revise(run, run.rollout(run.next_problems(drafts), 1), config.revisions)
     for _ in run.stage("SRT", config.epochs, learning_rate=config.srt_learning_rate):
         batch = srt_batch(run.kept["traces"], config)
@@ -150,21 +127,9 @@ def train_srt(run: Run, config: Config, steps: int) -> None:
             run.update(mini, lambda logp, f: -f.counts * logp)
 
 
-# --- phase 2: on-policy self-distillation -----------------------------------------------------------------------------
-
-
 def revision_contexts(run: Run, rollouts: Rollouts) -> list[list[int]]:
-    """What the reviser reads before it sees each answer y once more: x, y, and the phrase for y's reward.
-
-    y's end token isn't in the first copy. The second copy is the student's ids themselves, so that no token is shifted.
-    """
-    return [run.policy.encode(chat) for chat in revision_chats(rollouts)]
-
-
-def reference_contexts(run: Run, rollouts: Rollouts) -> list[list[int]]:
-    """What SDFT's teacher reads: the problem with its reference solution."""
-    pairs = zip(rollouts.problems, rollouts.completions, strict=True)
-    return [run.policy.encode(prompts.solve_with_reference(problem)) for problem, group in pairs for _ in group]
+    """What the reviser reads before it sees an answer y once more: x, y without its end token, y's phrase."""
+    return [run.policy.encode(chat) for chat in revision_chats(rollouts)]  # then y's own ids: no token is shifted
 
 
 def divergence(config: Config) -> Divergence:
@@ -173,33 +138,26 @@ def divergence(config: Config) -> Divergence:
 
 
 def distill(run: Run, config: Config, contexts: Callable, teacher: str) -> None:
-    """One rollout step: one answer per problem, then the divergence from the teacher at each of its tokens."""
+    """A rollout step of phase 2: one answer per problem, then the divergence from the teacher at each of its tokens."""
     rollouts = run.rollout(run.next_problems(config.prompts * config.samples), 1)
-    batch = rollouts.batch()
-    batch.contexts = contexts(run, rollouts)
+    batch = replace(rollouts.batch(), contexts=contexts(run, rollouts))
     for mini in batch.split(config.minibatches, run.rng):
         run.distill(mini, divergence(config), teacher)
 
 
-# --- the arms ---------------------------------------------------------------------------------------------------------
-
-
 def sdft(run: Run, config: Config) -> None:
     """Phase 2 with the base as the teacher, which reads the reference solution in place of answer and phrase."""
+    encode, reads = run.policy.encode, prompts.solve_with_reference
     for _ in run.stage("distil", config.steps):
-        distill(run, config, reference_contexts, BASE)
-
-
-def srt(run: Run, config: Config) -> None:
-    """Phase 1 with all samples."""
-    train_srt(run, config, config.steps)
+        distill(run, config, lambda _, rollouts: [encode(reads(problem)) for problem in rollouts.problems], BASE)
 
 
 def sd_zero(run: Run, config: Config, rounds: int = 1, start: str = "base", with_srt: bool = True) -> None:
     """Phase 1, then phase 2 in ``rounds``: the first one's teacher is the SRT model, a later one's the student so far.
 
-    ``start``: phase 2's student begins as the base or as the SRT model. The latter's answers are already draft, phrase
-    and revision, and behind a second phrase the reviser, who learned on single drafts, predicts a blank line.
+    ``start``: phase 2's student begins as the base or as the SRT model. The latter's answers are draft, phrase and
+    revision, and behind a second phrase the reviser, who learned on single drafts, wants a blank line: nats on the
+    first token of every such answer that say nothing on the solution.
     """
     first = round(config.phase_one * config.steps) if with_srt else 0
     steps = config.steps - first
@@ -212,39 +170,31 @@ def sd_zero(run: Run, config: Config, rounds: int = 1, start: str = "base", with
             distill(run, config, revision_contexts, "teacher")
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
-
 REGIONS = ("right answers", "before the error", "first wrong step", "after the error")
 SIGNALS = tuple(f"divergence, {region}" for region in REGIONS)
-CUES = (prompts.CUE_WRONG, prompts.CUE_RIGHT)
 
 
 def regions(solution: str, pieces: Sequence[str], right: bool) -> list[str | None]:
     """The region of each token of an answer, from the tokens' texts; None behind its first final answer.
 
-    The first wrong step is the first line that isn't the reference's; "right answers like the reference" tells how far
-    that holds. Left out: answers whose draft and final answer differ in their verdict, and the decision to stop (which
-    is one of length).
+    The first wrong step is the first line that isn't the reference's ("right answers like the reference": how far that
+    holds). Left out: the decision to stop (one of length), answers whose draft and final answer differ in verdict.
     """
     before = ["".join(pieces[:i]) for i in range(len(pieces) + 1)]
     attempt = next((text for text in before if extract_answer(text) is not None), before[-1])
     if (extract_answer(attempt) == extract_answer(solution)) != right:
         return [None] * len(pieces)
     steps, reference = prompts.split_steps(attempt), prompts.split_steps(solution)
-    differs = [a != b for a, b in zip(steps, reference, strict=False)]
-    error = differs.index(True) if True in differs else min(len(steps), len(reference)) - 1
-    labels: list[str | None] = []
-    for text in before[:-1]:
-        line = len(prompts.split_steps(text + ".")) - 1  # of the token that comes next
-        place = REGIONS[1] if line < error else REGIONS[2] if line == error else REGIONS[3]
-        labels.append(None if len(text) >= len(attempt) else REGIONS[0] if right else place)
-    return labels
+    differs = [i for i, (a, b) in enumerate(zip(steps, reference, strict=False)) if a != b]
+    error = differs[0] if differs else min(len(steps), len(reference)) - 1
+    lines = [len(prompts.split_steps(text + ".")) - 1 for text in before[:-1]]  # of the token that comes next
+    places = [REGIONS[0 if right else 1 if line < error else 2 if line == error else 3] for line in lines]
+    return [place if len(text) < len(attempt) else None for text, place in zip(before, places, strict=False)]
 
 
 def signal(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Divergence per token from the teacher by region; without a teacher, the policy's own as a reviser."""
-    batch = rollouts.batch()
-    batch.contexts = revision_contexts(run, rollouts)
+    batch = replace(rollouts.batch(), contexts=revision_contexts(run, rollouts))
     teacher = "teacher" if "teacher" in run.policy.copies else POLICY
     values = run.divergences(batch, divergence(config), teacher).cpu().numpy()
     labels: list[str | None] = []
@@ -255,16 +205,14 @@ def signal(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     at["elsewhere"] = at[REGIONS[0]] | at[REGIONS[1]] | at[REGIONS[3]]
     metrics = {f"divergence, {name}": number(values[rows].mean()) for name, rows in at.items() if rows.any()}
     for name, rows in (("right", at[REGIONS[0]]), ("wrong", at[REGIONS[1]] | at[REGIONS[2]] | at[REGIONS[3]])):
-        largest = np.sort(values[rows])[::-1]
-        part = largest[: len(largest) // 20 + 1].sum() / max(largest.sum(), 1e-9)
-        metrics[f"share of the largest 5 %, {name}"] = share(part)
+        most = np.sort(values[rows])[::-1]
+        metrics[f"share of the largest 5 %, {name}"] = share(most[: len(most) // 20 + 1].sum() / max(most.sum(), 1e-9))
     return metrics
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
-    """Generate-then-revise with the true verdict on the first sample; its signal; the teacher's own accuracy."""
-    problems = rollouts.problems
-    generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
+    """Generate-then-revise with true verdicts (still some are lost, c_to_i); its signal; the teacher's own accuracy."""
+    problems, generator = rollouts.problems, torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
     metrics: dict[str, Metric] = {}
     if "teacher" in run.policy.copies:  # the student as it was when its last round began
         drawn = run.sample([prompts.solve(p) for p in problems], 2, adapter="teacher", generator=generator)
@@ -272,12 +220,11 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     first = rollouts.part(len(problems), 1)
     right = first.rewards[:, 0]
     after = run.rewards(problems, run.sample(revision_chats(first), 1, generator=generator))[:, 0]
-    metrics["acc@t1"], metrics["acc@t2"] = share(right), share(after)
-    metrics["c_to_i"] = share(right * (1 - after))  # the verdict is the true one, and still some are lost
+    metrics |= {"acc@t1": share(right), "acc@t2": share(after), "c_to_i": share(right * (1 - after))}
     if (right == 0).any():
         metrics["correction rate"] = share(after[right == 0].mean())
     texts = [c.text for (c,) in first.completions]
-    metrics["self-revised"] = share([any(cue in text for cue in CUES) for text in texts])
+    metrics["self-revised"] = share([prompts.CUE_WRONG in t or prompts.CUE_RIGHT in t for t in texts])
     written = [t.endswith(p.solution) for t, p, r in zip(texts, problems, right, strict=True) if r]
     metrics["right answers like the reference"] = share(np.mean(written) if written else 0.0)
     if config.task == "arithmetic":  # only there the first wrong step is known
@@ -299,13 +246,8 @@ PAPER = Paper(
     family="self-distillation",
     config=Config,
     arms={
-        "rft": standard("rft"),
-        "rft_online": standard("rft_online"),
-        "grpo": standard("grpo"),
-        "sdft": sdft,
-        "srt": srt,
-        "sd_zero": sd_zero,
-        "sd_zero_sync": partial(sd_zero, rounds=2),
+        **{name: standard(name) for name in ("rft", "rft_online", "grpo")},
+        **{"sdft": sdft, "srt": train_srt, "sd_zero": sd_zero, "sd_zero_sync": partial(sd_zero, rounds=2)},
         "sd_only": Arm(partial(sd_zero, with_srt=False), by_name=True),
         "sd_zero_from_srt": Arm(partial(sd_zero, start="srt"), by_name=True),
     },
