@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from repro.arm import preflight, tasks_of, work
 from repro.config import ConfigError, Launch, RunConfig, parse
 from repro.launch.many import default_workers, run_tasks
 from repro.launch.overview import plan
+from repro.launch.record import remember_command
 from repro.launch.task import Task
 from repro.paper import Paper
 from repro.results.claims import next_look
@@ -82,7 +81,7 @@ def run(argv: Sequence[str]) -> int:
 
 def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
-    os.environ["REPRO_COMMAND"] = shlex.join(["repro", "run", script.stem, *argv])  # workers inherit it
+    remember_command(["repro", "run", script.stem, *argv])
     title = f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title
     config, launch = parse(paper.config, list(argv), f"repro run {script.stem}", title)
     unknown = [arm for arm in launch.arms if arm not in paper.arms]
@@ -119,7 +118,7 @@ class Options:
 
 def run_all(argv: Sequence[str]) -> int:
     """``repro all``: what is finished is skipped, tables come last, 1 if something failed."""
-    os.environ["REPRO_COMMAND"] = shlex.join(["repro", "all", *argv])  # workers inherit it
+    remember_command(["repro", "all", *argv])
     text = "Several papers, or all, side by side; then their tables."
     options = tyro.cli(
         Options, args=list(argv), prog="repro all", description=text, config=(tyro.conf.OmitArgPrefixes,)

@@ -19,7 +19,7 @@ from repro.model.policy import Policy
 from repro.model.sampling import Decoding
 
 ROOT = Path(__file__).parent.parent
-TIMED = ("seconds", "phases", "date", "machine", "command")  # of a result: what differs from run to run
+TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run
 sys.path.insert(0, str(ROOT))  # tests import papers.nft
 
 

@@ -12,6 +12,7 @@ from repro import reproduce, skeleton
 from repro.arm import work
 from repro.cli import main
 from repro.config import ConfigError, Launch
+from repro.launch.record import command, remember_command
 from repro.scripts import find_script, load_script
 
 SMALL = "--steps 2 --prompts 4 --samples 4 --train-problems 64 --eval-problems 16 --eval-samples 2 --max-new-tokens 48"
@@ -38,6 +39,13 @@ def test_last_line_is_one_json_document_and_one_seed_gives_no_verdict(finished):
     assert "no verdict from one seed" in done.stdout
 
 
+@pytest.mark.parametrize("words", [["--out", "/some/where", "--seeds", "2"], ["--seeds", "2", "--out=/some/where"]])
+def test_the_command_in_a_result_names_no_folder_of_the_users(words, monkeypatch):
+    monkeypatch.setenv("REPRO_COMMAND", "")
+    remember_command(["repro", "run", "nft", *words])
+    assert command() == "repro run nft --seeds 2"
+
+
 def test_arms_share_problems_and_budget(finished):
     _, rows = finished
     assert sorted((r["paper"], r["arm"]) for r in rows) == [
@@ -50,7 +58,7 @@ def test_arms_share_problems_and_budget(finished):
     assert len({r["history"][0]["reward"] for r in trained}) == 1
     for row in rows:
         assert row["status"] == "ok" and row["machine"]["versions"]["torch"]
-        assert row["command"].startswith("repro run nft --steps 2")
+        assert row["command"].startswith("repro run nft --steps 2") and "--out" not in row["command"]
         assert row["phases"]["evaluate"]["peak_memory_bytes"] > 0 and len(row["per_problem"]["accuracy"]) == 16
 
 

@@ -54,6 +54,12 @@ def data_identity(problems: Sequence[Problem]) -> dict:
     return {"problems": len(problems), "hash": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
+def remember_command(words: Sequence[str]) -> None:
+    """Keep a command line for this process and its workers, without --out: a folder changes no result."""
+    kept = [w for w, before in zip(words, ("", *words), strict=False) if w != "--out" != before]
+    os.environ["REPRO_COMMAND"] = shlex.join(w for w in kept if not w.startswith("--out="))
+
+
 def command() -> str:
     """The command line that this run comes from; worker processes are told by their parent."""
     return os.environ.get("REPRO_COMMAND") or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
