@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from repro.model.attention import is_plain, unmasked, upload
 
 CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
+ROW = 256  # tokens of a packed row: attention costs more the longer it is, padding and prompts cost less
 TokenFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Support = Literal["student", "teacher"]
@@ -200,6 +201,8 @@ def completion_hidden(
     """Hidden states [tokens, width] that predict the completion tokens of ``(prompt ids, completion ids)`` pairs, and
     those tokens [tokens], concatenated in order. Prompt and padding are left out."""
     embedded = model.get_input_embeddings().weight.device
+    if is_plain(model) and embedded.type == "cpu":
+        return _packed_hidden(model, sequences, pad_id)
     longest = max(len(prompt) + len(completion) for prompt, completion in sequences)
     ids = torch.full((len(sequences), longest), pad_id, dtype=torch.long)
     places, targets = [], []
@@ -219,6 +222,42 @@ def completion_hidden(
         mask = torch.arange(longest, device=embedded) < ends[:, None]
         out = model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
     return out.last_hidden_state.flatten(0, 1)[place], target
+
+
+def _packed_hidden(
+    model: PreTrainedModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``completion_hidden`` in rows of about ROW tokens. Neighbours with the same prompt share it.
+
+    A token sees its prompt and what stands before it in its own completion. That takes a mask of every pair of tokens,
+    which flash attention on a GPU doesn't know; a CPU saves the padding and the prompts' arithmetic.
+    """
+    rows: list[list[tuple[int, int, int, int]]] = [[]]  # of each token its id, position, prompt's and completion's number
+    places, targets, before, last = [], [], None, 0
+    for number, (prompt, completion) in enumerate(sequences, 1):
+        shared = prompt == before
+        if rows[-1] and len(rows[-1]) + len(completion) + (0 if shared else len(prompt)) > ROW:
+            rows.append([])
+            shared = False
+        row, length = rows[-1], len(prompt)
+        if not shared:
+            row += [(token, i, number, 0) for i, token in enumerate(prompt)]
+            last, group, before = len(row) - 1, number, prompt
+        start = len(row)
+        row += [(token, i, group, number) for i, token in enumerate(completion[:-1], length)]
+        places += [(len(rows) - 1, place) for place in (last, *range(start, len(row)))][: len(completion)]
+        targets += completion
+    longest = max(map(len, rows))
+    for row in rows:
+        row += [(pad_id, 0, 0, 0)] * (longest - len(row))
+    ids, position, group, number = torch.tensor(rows).unbind(-1)  # [rows, longest] each
+    seen = (group[:, :, None] == group[:, None]) & ((number[:, None] == 0) | (number[:, :, None] == number[:, None]))
+    seen &= torch.ones(longest, longest, dtype=torch.bool).tril()
+    out = model.get_decoder()(
+        input_ids=ids, attention_mask=seen[:, None], position_ids=position, use_cache=False
+    )
+    place = torch.tensor([row * longest + column for row, column in places], dtype=torch.long)
+    return out.last_hidden_state.flatten(0, 1)[place], torch.tensor(targets, dtype=torch.long)
 
 
 def _chunk(model: PreTrainedModel, tensors: int = 1) -> int:

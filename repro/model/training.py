@@ -99,19 +99,24 @@ class Batch:
         return [self.select(part.tolist()) for part in order.tensor_split(parts) if len(part)]
 
     def micro_batches(self, tokens: int, together: int = 1) -> list[list[int]]:
-        """Rows in micro-batches of at most ``tokens`` tokens with padding, similar lengths together.
+        """Rows in micro-batches of at most ``tokens`` tokens with padding: same prompts together, similar lengths too.
 
         ``together`` neighbours are never separated (2 for the pairs of a preference loss). One that is too long by
         itself is still a micro-batch.
         """
         units = [range(i, i + together) for i in range(0, len(self.sequences), together)]
         size = [max(map(self.size, unit)) for unit in units]
+        prompts = [tuple(self.sequences[unit[0]][0]) for unit in units]
+        most: dict[tuple, int] = {}  # of the sequences of a prompt
+        for prompt, needed in zip(prompts, size, strict=True):
+            most[prompt] = max(needed, most.get(prompt, 0))
         groups: list[list[int]] = []
         longest = 0
-        for i in sorted(range(len(units)), key=size.__getitem__):
-            longest = size[i]
+        for i in sorted(range(len(units)), key=lambda i: (most[prompts[i]], prompts[i], size[i])):
+            longest = max(longest, size[i])
             if not groups or (len(groups[-1]) + together) * longest > tokens:
                 groups.append([])
+                longest = size[i]
             groups[-1].extend(units[i])
         return groups
 

@@ -1,13 +1,14 @@
-"""Problems that are made on the spot: the built-in arithmetic, and generators of reasoning-gym (the extra gym)."""
+"""Problems that are made on the spot: the built-in ones, and a generator of reasoning-gym (the extra gym)."""
 
 from __future__ import annotations
 
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from repro.tasks.arithmetic import KINDS, LEVELS, make_problem
+from repro.tasks.arithmetic import KINDS, LEVELS, ArithmeticProblem, make_problem
+from repro.tasks.countdown import Countdown, make_countdown
 from repro.tasks.problem import Problem, TaskError, solution_text, split_of
 
 
@@ -25,18 +26,24 @@ def _unique(draw: Callable[[], Problem], split: str, size: int) -> list[Problem]
     return list(problems.values())
 
 
-def arithmetic(split: str, size: int, seed: int) -> list[Problem]:
-    """``size`` different problems, kinds and levels in equal shares as long as each has new ones."""
+def arithmetic(
+    split: str, size: int, seed: int, levels: Sequence[int] = LEVELS, coincidences: bool = False
+) -> list[Problem]:
+    """``size`` different problems, kinds and levels in equal shares as long as each has new ones.
+
+    ``coincidences``: only such that a wrong way can end at the right answer; without it, none that was seen to."""
     rng = random.Random(f"arithmetic {split} {seed}")
 
     def draw() -> Problem:
-        raw = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
-        reference = raw.reference
-        return Problem(
-            raw.question, reference.answer, solution_text(reference.steps, reference.answer), raw.kind, raw.level
-        )
+        return as_problem(make_problem(rng.choice(KINDS), rng.choice(levels), rng, coincidences, split))
 
     return _unique(draw, split, size)
+
+
+def as_problem(raw: ArithmeticProblem) -> Problem:
+    """A problem of the built-in arithmetic with its reference solution."""
+    answer = raw.reference.answer
+    return Problem(raw.question, answer, solution_text(raw.reference.steps, answer), raw.kind, raw.level)
 
 
 def one_step(split: str, size: int, seed: int) -> list[Problem]:
@@ -64,18 +71,15 @@ def gsm_symbolic(split: str, size: int, seed: int) -> list[Problem]:
 
 
 def countdown(split: str, size: int, seed: int) -> list[Problem]:
-    """Reach a target from given numbers, from reasoning-gym (no download); any right expression is accepted."""
+    """Reach a target from three numbers, each used exactly once; any right expression is accepted."""
+    rng = random.Random(f"countdown {split} {seed}")
+    return _unique(lambda: countdown_problem(make_countdown(rng)), split, size)
 
-    def convert(entry: dict) -> Problem:
-        numbers, target = entry["metadata"]["numbers"], entry["metadata"]["target"]
-        question = (
-            f"Make {target} from the numbers {', '.join(map(str, numbers))} with +, -, *, / and parentheses. "
-            "Use each number at most once. The final answer is the expression."
-        )
-        solution = solution_text((), entry["metadata"]["expression"])
-        return Problem(question, str(target), solution, "countdown", 1, tuple(numbers))
 
-    return _reasoning_gym("countdown", convert, split, size, seed)
+def countdown_problem(raw: Countdown) -> Problem:
+    """A problem whose answer is an expression."""
+    solution = solution_text((), raw.expression)
+    return Problem(raw.question, str(raw.target), solution, "countdown", 1, raw.numbers)
 
 
 def _reasoning_gym(name: str, convert: Callable[[dict], Problem], split: str, size: int, seed: int) -> list[Problem]:

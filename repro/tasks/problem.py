@@ -19,7 +19,7 @@ class TaskError(ValueError):
 class Problem:
     """A question with its reference ``answer`` (what the grader compares with) and ``solution`` (text that ends with
     ``\\boxed{answer}``). ``level`` counts from 1, 0 where the source has none. With ``numbers`` the final answer is an
-    expression of these numbers, each used at most once, that equals ``answer``."""
+    expression of these numbers, each used exactly once, that equals ``answer``."""
 
     question: str
     answer: str

@@ -28,9 +28,33 @@ PROPOSE = "Write one new problem of this kind and difficulty. Write the problem 
 CUE_WRONG = "Wait, this solution is wrong. I will correct it."
 CUE_RIGHT = "This solution is right. I will write it again in other words."
 
+THINK = "Think it over. Check your work and go back where you must. Put the final answer in \\boxed{}."
+CHECK = "Wait, let me check."
+HOLDS = "This is right."
+FAILS = "Something is wrong. I go back."
+VERIFY_STEPS = "Are these first steps right? Answer Yes or No."
+SOLUTION_A, SOLUTION_B = "Solution A:", "Solution B:"
+COMPARE = "Which solution is right? Answer A or B."
+BEGINNING = "Here is the beginning of a reference solution:"
+ANSWER = "The right answer is:"
+SIBLING = "Here is a solution by another student. It may be wrong:"
+ANOTHER = "Solve the problem again in another way."
+CRITICIZE = "Find the first error in the solution above. Name the step and what it should be."
+PROPOSE_ANSWERED = "Write one new problem of this kind and difficulty, and its answer."
+HINTS = {
+    "order": "Mind what must be done first.",
+    "sign": "Mind the signs.",
+    "drop": "Something got lost.",
+    "slip": "There is a slip in a calculation.",
+}
+METHODS = {"left": "Work from the left.", "right": "Work from the right.", "free": "Work in any order."}
+NUMBERED, BARE = "Number the steps.", "Write the final answer only."
+
 PHRASES = (
     *(SOLVE, RETRY, VERDICT_WRONG, VERDICT_RIGHT, FEEDBACK, REVISE, REFERENCE, RESOLVE),
     *(ATTEMPT, VERIFY, FIND_ERROR, CORRECT_STEP, PROPOSE, CUE_WRONG, CUE_RIGHT),
+    *(THINK, CHECK, HOLDS, FAILS, VERIFY_STEPS, SOLUTION_A, SOLUTION_B, COMPARE, BEGINNING, ANSWER, SIBLING),
+    *(ANOTHER, CRITICIZE, PROPOSE_ANSWERED, *HINTS.values(), *METHODS.values(), NUMBERED, BARE),
 )
 
 
@@ -62,6 +86,28 @@ def solve_with_reference(problem: Problem) -> Chat:
     return [_user(f"{problem.question}\n{REFERENCE}\n{problem.solution}\n{RESOLVE}\n{SOLVE}")]
 
 
+def think(problem: Problem) -> Chat:
+    """The problem with the request to reason at length."""
+    return [_user(f"{problem.question}\n{THINK}")]
+
+
+def solve_by(problem: Problem, rule: str) -> Chat:
+    """The problem with one of METHODS, NUMBERED or BARE before the request."""
+    return [_user(f"{problem.question}\n{rule}\n{SOLVE}")]
+
+
+def solve_with_part(problem: Problem, steps: int, answer: bool = False) -> Chat:
+    """The problem with the first ``steps`` lines of its reference, and with ``answer`` its final answer, given."""
+    lines = split_steps(problem.solution)[:steps]
+    shown = [BEGINNING, *lines] * bool(lines) + [ANSWER, problem.answer] * answer
+    return [_user("\n".join([problem.question, *shown, SOLVE]))]
+
+
+def solve_with_sibling(problem: Problem, attempt: str) -> Chat:
+    """The problem with somebody else's attempt in the context."""
+    return [_user(f"{problem.question}\n{SIBLING}\n{attempt}\n{SOLVE}")]
+
+
 def retry(chat: Chat, attempt: str) -> Chat:
     """A second try that isn't told whether the first was right (SCoRe)."""
     return [*chat, _assistant(attempt), _user(RETRY)]
@@ -82,6 +128,26 @@ def feedback_on_step(number: int, step: str) -> str:
     return f"Step {number} is wrong. It should be: {step}"
 
 
+def feedback_on_place(number: int) -> str:
+    """A critique that names the first wrong step."""
+    return f"Step {number} is wrong."
+
+
+def criticize(chat: Chat, attempt: str) -> Chat:
+    """Asks for a critique of the attempt, in the words of ``feedback_on_step``."""
+    return [*chat, _assistant(attempt), _user(CRITICIZE)]
+
+
+def another(chat: Chat, attempt: str) -> Chat:
+    """A new attempt is asked for without any verdict."""
+    return [*chat, _assistant(attempt), _user(ANOTHER)]
+
+
+def check_in_turn(chat: Chat, attempt: str) -> Chat:
+    """The same assistant turn goes on after the attempt with a look back that doesn't know the verdict."""
+    return [*chat, _assistant(f"{attempt}\n\n{CHECK}\n\n")]
+
+
 def revise_in_turn(chat: Chat, attempt: str, right: bool) -> Chat:
     """The same assistant turn goes on after the attempt with a control phrase for the verdict (SD-Zero)."""
     return [*chat, _assistant(f"{attempt}\n\n{CUE_RIGHT if right else CUE_WRONG}\n\n")]
@@ -95,6 +161,22 @@ def go_on(chat: Chat, partial: str) -> Chat:
 def verify(problem: Problem, attempt: str) -> Chat:
     """Is the attempt right? The answer is Yes or No."""
     return [_user(f"{problem.question}\n{ATTEMPT}\n{number_steps(attempt)}\n{VERIFY}")]
+
+
+def verify_steps(problem: Problem, steps: str) -> Chat:
+    """Are the first steps of an attempt right? The answer is Yes or No."""
+    return [_user(f"{problem.question}\n{ATTEMPT}\n{number_steps(steps)}\n{VERIFY_STEPS}")]
+
+
+def verify_with_reference(problem: Problem, attempt: str) -> Chat:
+    """Is the attempt right, given the reference? The answer is Yes or No."""
+    shown = f"{REFERENCE}\n{problem.solution}\n{ATTEMPT}\n{number_steps(attempt)}"
+    return [_user(f"{problem.question}\n{shown}\n{VERIFY}")]
+
+
+def compare(problem: Problem, first: str, second: str) -> Chat:
+    """Which of two attempts is right? The answer is A or B."""
+    return [_user(f"{problem.question}\n{SOLUTION_A}\n{first}\n{SOLUTION_B}\n{second}\n{COMPARE}")]
 
 
 def find_error(problem: Problem, attempt: str) -> Chat:
@@ -111,3 +193,8 @@ def correct_step(chat: Chat, number: int) -> Chat:
 def propose(kind: str, level: int) -> Chat:
     """A new problem of a kind and level."""
     return [_user(f"{kind}, level {level}\n{PROPOSE}")]
+
+
+def propose_answered(kind: str, level: int) -> Chat:
+    """A new problem of a kind and level, with its boxed answer on the next line."""
+    return [_user(f"{kind}, level {level}\n{PROPOSE_ANSWERED}")]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -25,7 +24,7 @@ def score(problems: Sequence[Problem], texts: Sequence[str]) -> list[float]:
 
 
 def _reaches(expression: str, numbers: tuple[int, ...], target: int) -> bool:
-    """Does the expression use each of the numbers at most once and equal the target? Never executes the text."""
+    """Does the expression use each of the numbers exactly once and equal the target? Never executes the text."""
     used: list[int] = []
     operations = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
@@ -45,4 +44,4 @@ def _reaches(expression: str, numbers: tuple[int, ...], target: int) -> bool:
         reached = value(ast.parse(expression.strip(), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return False
-    return reached == target and not Counter(used) - Counter(numbers)
+    return reached == target and sorted(used) == sorted(numbers)

@@ -1,4 +1,4 @@
-"""The tiny model's tokenizer: a token for every digit and every request of ``tasks.prompts``, bytes for the rest."""
+"""The tiny model's tokenizer: a token for every digit and every request of ``repro.tasks.prompts``, bytes for the rest."""
 
 from __future__ import annotations
 
@@ -10,7 +10,22 @@ from repro.tasks.prompts import PHRASES
 
 PAD, USER, ASSISTANT, SYSTEM, END = "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
 RESERVED = ("<|refine|>", "<|reserved_1|>", "<|reserved_2|>", "<|reserved_3|>")
-WORDS = ("Compute", "Solve", "Step ", "Yes", "No", "\\boxed{", " is wrong. It should be: ", ", level ", *KINDS)
+WORDS = (
+    *(
+        "Compute",
+        "Solve",
+        "Step ",
+        "Yes",
+        "No",
+        "\\boxed{",
+        " is wrong. It should be: ",
+        " is wrong.",
+        ", level ",
+        *KINDS,
+    ),
+    *("Make ", " from the numbers ", " with +, -, * and parentheses. ", "Use each number exactly once. "),
+    "The final answer is the expression.",
+)
 TEMPLATE = (
     "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}"
     "{% if not (loop.last and continue_final_message) %}<|end|>{% endif %}{% endfor %}"

@@ -1,85 +1,29 @@
 """Problems: right references, disjoint splits, loaders, and errors that name the place."""
 
 import json
-import random
-import re
 import sys
-from fractions import Fraction
 
 import pytest
 
-from repro.tasks.arithmetic import KINDS, LEVELS, make_problem
+from repro.tasks.arithmetic import KINDS, LEVELS
 from repro.tasks.generated import GENERATED
 from repro.tasks.loading import load
 from repro.tasks.problem import Problem, TaskError, split_of
 from repro.tasks.rewards import score
 
 
-def evaluate(question: str) -> Fraction:
-    """An independent solution: Python's own arithmetic on the question."""
-    text = re.fullmatch(r"(Compute|Solve) (.+)\.", question)[2]
-    exact = re.sub(r"\d+", lambda m: f"Fraction({m[0]})", text)
-    if "x" not in text:
-        return eval(exact, {"Fraction": Fraction})
-    left, right = exact.split("=")
-    residual = [eval(f"({left})-({right})", {"Fraction": Fraction, "x": Fraction(x)}) for x in (0, 1)]
-    return -residual[0] / (residual[1] - residual[0])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_references_are_right_and_habits_are_wrong(kind):
-    rng = random.Random(kind)
-    for level in LEVELS * 60:
-        problem = make_problem(kind, level, rng)
-        truth = evaluate(problem.question)
-        assert Fraction(problem.reference.answer) == truth
-        assert problem.reference.first_error is None
-        habit = problem.attempt(rng, habit=True)
-        assert Fraction(habit.answer) != truth
-        assert 1 <= habit.first_error <= len(habit.steps)
-
-
-def test_each_step_of_a_reference_is_true():
-    rng = random.Random(0)
-    for _ in range(300):
-        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
-        for step in problem.reference.steps:
-            left, right = (
-                eval(re.sub(r"\d+", lambda m: f"Fraction({m[0]})", side), {"Fraction": Fraction})
-                for side in step.split("=")
-            )
-            assert left == right, (problem, step)
-
-
-def test_the_first_error_of_a_slip_is_the_step_that_slipped():
-    rng = random.Random(1)
-    seen = 0
-    for _ in range(300):
-        problem = make_problem("chain", 3, rng)
-        attempt = problem.attempt(rng, slip=0.2)
-        if attempt.first_error is None:
-            continue
-        seen += 1
-        n = attempt.first_error
-        assert attempt.steps[: n - 1] == problem.reference.steps[: n - 1]
-        left, right = attempt.steps[n - 1].split("=")
-        assert eval(left) != int(right)
-    assert seen > 50
-
-
-@pytest.mark.parametrize("task", ["gsm_symbolic", "countdown"])
-def test_a_task_of_reasoning_gym_without_it_names_the_command(task, monkeypatch):
+def test_a_task_of_reasoning_gym_without_it_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # as if it were not installed
-    with pytest.raises(TaskError, match=rf"--task {task} .*reasoning-gym.*C compiler.*\.\[gym\]") as error:
-        load(task, "train", 2)
+    with pytest.raises(TaskError, match=r"--task gsm_symbolic .*reasoning-gym.*C compiler.*\.\[gym\]") as error:
+        load("gsm_symbolic", "train", 2)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("task", GENERATED)
 def test_splits_are_disjoint_and_deterministic(task):
-    if task in ("gsm_symbolic", "countdown"):
+    if task == "gsm_symbolic":
         pytest.importorskip("reasoning_gym", reason="needs the extra gym")
-    size = {"arithmetic": 300, "one_step": 20, "gsm_symbolic": 20, "countdown": 2}[task]
+    size = {"arithmetic": 300, "one_step": 20, "gsm_symbolic": 20, "countdown": 60}[task]
     splits = {name: load(task, name, size, seed=0) for name in ("train", "validation", "test")}
     questions = [p.question for problems in splits.values() for p in problems]
     assert len(questions) == len(set(questions)) == 3 * size
@@ -97,8 +41,8 @@ def test_arithmetic_has_every_kind_and_level():
 
 def test_countdown_accepts_any_right_expression_and_nothing_else():
     problem = Problem("", "24", numbers=(1, 2, 3, 4))
-    good = ["1*2*3*4", "(1+2+3)*4", "4*3*2", "2*3*4/1"]
-    bad = ["4*3*2*2", "24", "25", "1+", "(1+3)*(2+4)+0", "__import__('os')", "2**3*3", "9" * 500, "1/0", "((1"]
+    good = ["1*2*3*4", "(1+2+3)*4", "2*3*4/1"]
+    bad = ["4*3*2", "4*3*2*2", "24", "25", "1+", "(1+3)*(2+4)+0", "__import__('os')", "2**3*3", "9" * 500, "1/0", "((1"]
     answers = [f"\\boxed{{{a}}}" for a in good + bad]
     assert score([problem] * len(answers), answers) == [1.0] * len(good) + [0.0] * len(bad)
     assert score([problem], ["no box"]) == [0.0]
