@@ -36,6 +36,9 @@ COUNTDOWN_RIGHT = 0.12  # share of right terse answers
 EASY = 12_288  # so many documents ask to solve problems of the lower levels, before anything else
 SKILL = 60_000  # up to this one, only CORE roles: most of their tokens are attempts, which is what takes long to learn
 CORE = ("solve", "retry", "revise", "in_turn", "check", "think")
+LATE = 140_000  # from this one on, GIVEN_MORE times as many documents that compare with a reference: what is learnt last
+GIVEN = ("reference", "part", "verify_given", "find_error")
+GIVEN_MORE = 3
 ROLES = {  # share of the documents
     "solve": 0.36,
     "retry": 0.09,
@@ -78,7 +81,7 @@ def right_step(raw: ArithmeticProblem, attempt: Attempt, rng: random.Random) -> 
 
 
 class Writer:
-    """Draws one document after another: first EASY short ones, then CORE roles, then every role."""
+    """Draws one document after another: first EASY short ones, then CORE roles, then every role, LATE more with a reference."""
 
     def __init__(self, seed: int, written: int = 0):
         self.rng = random.Random(f"corpus {seed} {written}")
@@ -107,7 +110,8 @@ class Writer:
     def document(self) -> Document:
         self.written += 1
         roles = ("solve",) if self.written <= EASY else CORE if self.written <= SKILL else tuple(ROLES)
-        role = self.rng.choices(roles, [ROLES[role] for role in roles])[0]
+        more = GIVEN_MORE if self.written > LATE else 1
+        role = self.rng.choices(roles, [ROLES[role] * (more if role in GIVEN else 1) for role in roles])[0]
         made = getattr(self, role)(self.problem())
         return made if isinstance(made, Document) else Document(made)
 

@@ -25,7 +25,7 @@ from repro.tiny import MODEL
 from repro.tiny.corpus import Document, documents
 from repro.tiny.tokenizer import ASSISTANT, make_tokenizer
 
-STEPS, WARM_UP, DECAY = 7000, 60, 2500  # linear warm-up and linear decay to zero
+STEPS, WARM_UP, DECAY = 10_000, 60, 2500  # linear warm-up and linear decay to zero
 LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 2048, 640
 
 
