@@ -6,20 +6,19 @@ exploitation (does the reward tell them from wrong ones?), and both move. The ba
 enough right solutions per problem, few wrong ones among those selected. In every round B-STaR takes the sampling
 temperature and the reward threshold that score highest on a part of the problems.
 
-Reproduced. warm (the base of the other arms), STaR (one solution per problem, from warm each time), ReST-EM (all, from
-warm each time), online RFT at every temperature of the grid, and B-STaR, with both monitors in every round. By name:
-online_rft_process (the combined reward at tau = 0) and b_star_temperature (answers only: tau is inert, T adapts).
+Reproduced. STaR (one solution per problem, from the base each time), ReST-EM (all, from the base each time), online RFT
+at every temperature of the grid, and B-STaR, with both monitors in every round. By name: online_rft_process (the
+combined reward at tau = 0) and b_star_temperature (answers only: tau is inert, T adapts).
 
 How this differs from the paper and why.
 - Process reward: the kit's base as verifier, 2 P(Yes) - 1 for the whole solution, in place of a trained model's minimum
   over steps. It stays within [-1, 1], so that no wrong answer outranks a right one.
-- warm is a short supervised warm-up of the base (as in the paper) on its own samples in two orders of a+b and a*b: the
-  built-in model writes a right solution in one way only, and there would be nothing to explore.
+- No supervised warm-up: the presets' models answer in the form that is asked for, and write more than one solution.
 - The search is paid for: all arms draw the protocol's completions, those without a search more per problem.
 - Solutions without an answer are dropped, as in the code; those which go on after it too (ours).
 - New problems in each round, no reference solutions in the pool, a fixed cap per problem; STaR has no hints, which
   would bring in references that no other arm sees.
-- STaR and ReST-EM make twice as many updates a round, from warm each time; those of the online arms add up.
+- STaR and ReST-EM make twice as many updates a round, from the base each time; those of the online arms add up.
 
 Commands.
     repro run b_star                               # tiny model, seed 0; --seeds 5: with intervals
@@ -28,16 +27,14 @@ Commands.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 
 from repro import BASE, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
 from repro.config import ConfigError
-from repro.launch.storage import write_atomically
-from repro.methods.sft import draws, nll, solution_batch
+from repro.methods.sft import draws, nll
 from repro.model.sampling import Completion
 from repro.model.training import cosine
 from repro.tasks import prompts
@@ -65,14 +62,10 @@ class Config(RunConfig):
     """Solutions per optimiser step (paper: 128)."""
     final_rate: float = 0.05
     """Learning rate at the end of the cosine, as a share (code: 2e-7 of 4.12e-6)."""
-    warmup_problems: int = 384
-    """Problems of the supervised warm-up from base to warm; 0: none."""
-    warmup_updates: int = 40
-    """Optimiser steps of the warm-up (paper: one epoch)."""
 
     PRESETS = {  # noqa: RUF012
-        "smol": {"dev_problems": 8, "n_star": 2, "updates": 8, "warmup_problems": 0},
-        "gpu": {"rounds": 6, "n_star": 4, "warmup_problems": 0},
+        "smol": {"dev_problems": 8, "n_star": 2, "updates": 8},
+        "gpu": {"rounds": 6, "n_star": 4},
     }
 
 
@@ -138,12 +131,12 @@ def draw(run: Run, problems: list, samples: int, temperature: float, process: bo
 
 
 def explored(completions: list[Completion], right: list[float]) -> dict[str, float]:
-    """Exploration on one problem's K samples; pass@K-S: at least S distinct right ones. NaN: no equation to repeat."""
+    """Exploration on one problem's K samples; pass@K-S: at least S distinct right ones."""
     distinct = len({c.text for c, r in zip(completions, right, strict=True) if r})
-    equations = [line for c in completions for line in c.text.split("\n") if "=" in line]
-    repeated = 1 - len(set(equations)) / len(equations) if equations else float("nan")
+    steps = [line for c in completions for line in prompts.split_steps(c.text)]
     found = {"pass@K": distinct >= 1, "pass@K-2": distinct >= 2, "distinct right": distinct}
-    return {name: float(value) for name, value in found.items()} | {"repeated equations": repeated}
+    found["repeated steps"] = 1 - len(set(steps)) / max(1, len(steps))
+    return {name: float(value) for name, value in found.items()}
 
 
 def monitor(run: Run, config: Config, pool: Pool, temperature: float, threshold: float) -> None:
@@ -159,46 +152,15 @@ def monitor(run: Run, config: Config, pool: Pool, temperature: float, threshold:
     run.log(balance=first.balance(threshold, config), temperature=temperature, threshold=threshold)
 
 
-def turned_round(text: str, share: float, rng: torch.Generator) -> str:
-    """A ``share`` of the steps ``a+b=c`` as ``b+a=c`` and ``a*b=c`` as ``b*a=c``; others stay as they are."""
-    begin = r"(?m)^(\d+(?:/\d+)?)([+*])(\d+(?:/\d+)?)="
-    return re.sub(begin, lambda m: f"{m[3]}{m[2]}{m[1]}=" if torch.rand((), generator=rng) < share else m[0], text)
-
-
-def to_warm(run: Run, config: Config) -> None:
-    """Back to the warmed-up base with a fresh optimiser. An arm that finds no file of this seed makes it.
-
-    Supervised, on four forms of own samples, right and wrong ones, or it would teach what the arms are to learn.
-    """
-    file = run.folder.parent / f"warmup-seed{run.seed}.pt"
-    run.policy.reset()
-    run.trainer.new_optimizer(config.learning_rate)
-    if not config.warmup_problems:
-        return
-    if not file.exists():
-        rng = torch.Generator().manual_seed(run.seed)  # the arms' own generators stay as they are
-        generator = torch.Generator(run.policy.device).manual_seed(run.seed)
-        problems = run.problems[-config.warmup_problems :]  # the arms begin with the first ones
-        with run.off_budget():
-            sampled = run.sample([prompts.solve(p) for p in problems], 1, 1.0, generator=generator)
-        own = [replace(p, solution=c.text) for p, (c,) in zip(problems, sampled, strict=True) if complete(c)]
-        written = [replace(p, solution=turned_round(p.solution, 0.5, rng)) for p in own for _ in range(4)]
-        for update, chosen in enumerate(draws(len(written), config.warmup_updates, config.batch_size, rng)):
-            run.trainer.learning_rate = config.learning_rate * cosine(update, config.warmup_updates, config.final_rate)
-            run.trainer.step(solution_batch(run, [written[i] for i in chosen]), nll)
-        write_atomically(file, lambda f: torch.save(run.policy.adapter_state(), f))
-        run.trainer.new_optimizer(config.learning_rate)
-    run.policy.load_adapter_state(torch.load(file, weights_only=True))
-
-
 def improve(run: Run, config: Config, pool: Pool, threshold: float, step: int, restart: bool, cap: int) -> None:
-    """Fine-tune on what is selected: on with policy, optimiser and schedule ("online"), or from warm."""
+    """Fine-tune on what is selected: on with policy, optimiser and schedule ("online"), or from the base."""
     rows = pool.selected(threshold, cap)
     solutions = [(g[i].prompt, g[i].ids) for g, chosen in zip(pool.completions, rows, strict=True) for i in chosen]
     run.log(data=len(solutions))
     updates, done, total = config.updates, step * config.updates, config.rounds * config.updates
     if restart:  # else no new warm-up or schedule, which would make it iterative RFT
-        to_warm(run, config)
+        run.policy.reset()
+        run.trainer.new_optimizer(config.learning_rate)
         updates, done, total = 2 * config.updates, 0, 2 * config.updates
     for update, chosen in enumerate(draws(len(solutions), updates, config.batch_size, run.rng)):
         run.trainer.learning_rate = config.learning_rate * cosine(done + update, total, config.final_rate)
@@ -218,12 +180,6 @@ def shape(config: Config) -> tuple[int, int]:
     return problems, completions // problems
 
 
-def warm(run: Run, config: Config) -> None:
-    """What all other arms of a seed start from: one step without an update."""
-    for _ in run.stage("warm", 1, begin=partial(to_warm, run, config)):
-        pass
-
-
 def choose(pools: dict[float, Pool], config: Config) -> tuple[float, float, dict[float, float]]:
     """Temperature and threshold with the best mean balance score, and the best score of each temperature."""
     table = {(t, tau): pool.balance(tau, config) for t, pool in pools.items() for tau in config.thresholds}
@@ -237,7 +193,7 @@ def b_star(run: Run, config: Config, process: bool = True, fixed: float = 0.0, r
     ``fixed``: this temperature throughout, and tau = 0, which keeps what is right when the answer alone is rewarded.
     """
     count, samples = shape(config)
-    for step in run.stage("train", config.rounds, begin=partial(to_warm, run, config)):
+    for step in run.stage("train", config.rounds):
         problems, temperature, threshold = run.next_problems(count), fixed, 0.0
         if fixed:
             pool = draw(run, problems, samples, fixed, process)
@@ -256,11 +212,10 @@ def b_star(run: Run, config: Config, process: bool = True, fixed: float = 0.0, r
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Exploration on the samples of the evaluation (temperature 1); first and last values of the course."""
     rows = [explored(g, right) for g, right in zip(rollouts.completions, rollouts.rewards.tolist(), strict=True)]
-    repeated = [r["repeated equations"] for r in rows if r["repeated equations"] >= 0]  # not NaN
     metrics = {"pass@K-2": share([r["pass@K-2"] for r in rows])}
     metrics["distinct right"] = number([r["distinct right"] for r in rows])
-    metrics["repeated equations"] = share(sum(repeated) / len(repeated) if repeated else float("nan"))
-    for name in ("temperature", "threshold", "balance", "repeated equations"):
+    metrics["repeated steps"] = share([r["repeated steps"] for r in rows])
+    for name in ("temperature", "threshold", "balance", "repeated steps"):
         course = [row[name] for row in run.history if name in row]
         metrics |= {f"{when} {name}": number(course[i]) for when, i in (("first", 0), ("last", -1)) if course}
     return metrics
@@ -273,7 +228,7 @@ COURSE = ("online_rft", *FIXED, "b_star")
 RISES = (  # from the first round to the last
     ("temperature_rises", "The chosen temperature rises", "b_star", "temperature", "0.5 to 1.1"),
     ("balance_rises", "The balance score rises", "b_star", "balance", "0.470 to 0.679"),
-    ("fixed_narrows", "At T = 1 equations repeat ever more", "online_rft", "repeated equations", "they do"),
+    ("fixed_narrows", "At T = 1 steps repeat ever more", "online_rft", "repeated steps", "they do"),
 )
 
 PAPER = Paper(
@@ -281,10 +236,8 @@ PAPER = Paper(
     title="B-STaR: Monitoring and Balancing Exploration and Exploitation in Self-Taught Reasoners",
     arxiv="2412.17256",
     family="self-training",
-    departs="own base: a supervised warm-up on own samples in several written forms, without which nothing is explored",
     config=Config,
     arms={
-        "warm": warm,
         "star": partial(online, restart=True, cap=1),
         "rest_em": partial(online, restart=True),
         "online_rft": online,
@@ -297,23 +250,23 @@ PAPER = Paper(
         over("online_rft", "greedy", published="+7.0 GSM8K, +4.6 MATH", primary=True),
         *(over(arm, "greedy") for arm in FIXED),
         over("rest_em", "greedy", published="+7.5 GSM8K, +3.6 MATH"),
-        over("warm", "greedy", published="+17.2 GSM8K, +10.8 MATH"),
+        over("base", "greedy", published="+17.2 GSM8K, +10.8 MATH"),
         over("online_rft", "training pass@K", text="B-STaR's training samples solve more problems"),
         over("online_rft", "training distinct right", text="B-STaR's samples have more distinct right solutions"),
         over("online_rft", "pass@K-2", text="B-STaR ends solving more in two ways", published="+4.5, +3.0 (P@32-4)"),
-        Claim.over("online_rft", "b_star", "training repeated equations", text="online_rft repeats more equations"),
+        Claim.over("online_rft", "b_star", "training repeated steps", text="online_rft repeats more steps"),
         *(Claim(n, text, (arm, f"last {m}"), (arm, f"first {m}"), published=p) for n, text, arm, m, p in RISES),
     ),
-    published={"warm": "36.6", "rest_em": "46.3", "online_rft": "46.8", "b_star": "53.8"},
-    published_setting="Mistral-7B trained on MATH, GSM8K greedy accuracy (warm: SFT)",
+    published={"base": "36.6", "rest_em": "46.3", "online_rft": "46.8", "b_star": "53.8"},
+    published_setting="Mistral-7B trained on MATH, GSM8K greedy accuracy (base: after SFT)",
     measure=measure,
     columns=("greedy", "accuracy", "pass@8", "pass@K-2", "distinct right", "entropy"),
-    curves=("reward", "pass@K", "distinct right", "repeated equations", "reward@K-K/2", "balance", "temperature"),
+    curves=("reward", "pass@K", "distinct right", "repeated steps", "reward@K-K/2", "balance", "temperature"),
     panels=(
         Panel("exploration: pass@K of the samples", ("pass@K",), arms=COURSE),
         Panel("exploration: distinct right solutions", ("distinct right",), arms=COURSE),
         Panel("exploitation: reward@K-K/2", ("reward@K-K/2",), arms=COURSE),
-        Panel("exploration: repeated equations", ("repeated equations",), arms=COURSE),
+        Panel("exploration: repeated steps", ("repeated steps",), arms=COURSE),
         Panel("chosen setting", ("temperature", "threshold"), arms=("b_star",)),
     ),
 )

@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
-if "--gpu" not in sys.argv:  # tests compare with CPU tensors: a GPU of the machine is used only where it is asked for
+# Tests compare with CPU tensors: a GPU of the machine is used only where it is asked for. A worker of pytest-xdist
+# doesn't see the options here; it has the environment already.
+if "--gpu" not in sys.argv and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Before torch is imported, and for the processes that tests start: two threads wait for each other at every small
 # product, busily, which takes many times as long once anything else runs on the machine.

@@ -232,7 +232,9 @@ def _packed_hidden(
     A token sees its prompt and what stands before it in its own completion. That takes a mask of every pair of tokens,
     which flash attention on a GPU doesn't know; a CPU saves the padding and the prompts' arithmetic.
     """
-    rows: list[list[tuple[int, int, int, int]]] = [[]]  # of each token its id, position, prompt's and completion's number
+    rows: list[list[tuple[int, int, int, int]]] = [
+        []
+    ]  # of each token its id, position, prompt's and completion's number
     places, targets, before, last = [], [], None, 0
     for number, (prompt, completion) in enumerate(sequences, 1):
         shared = prompt == before
@@ -253,9 +255,7 @@ def _packed_hidden(
     ids, position, group, number = torch.tensor(rows).unbind(-1)  # [rows, longest] each
     seen = (group[:, :, None] == group[:, None]) & ((number[:, None] == 0) | (number[:, :, None] == number[:, None]))
     seen &= torch.ones(longest, longest, dtype=torch.bool).tril()
-    out = model.get_decoder()(
-        input_ids=ids, attention_mask=seen[:, None], position_ids=position, use_cache=False
-    )
+    out = model.get_decoder()(input_ids=ids, attention_mask=seen[:, None], position_ids=position, use_cache=False)
     place = torch.tensor([row * longest + column for row, column in places], dtype=torch.long)
     return out.last_hidden_state.flatten(0, 1)[place], torch.tensor(targets, dtype=torch.long)
 

@@ -3,14 +3,16 @@
 A solution rewrites the whole problem, one step a line, until the answer is left for the box; every line has an exact
 value, so the first wrong step of *any* text is known (``first_wrong``). The way of each step is drawn anew: right in
 one of three *styles* (from the left, from the right, in free order), or wrong in one of several *ways* that the
-state tempts to (``repro.tasks.ways``), and each result may slip. A wrong way that was taken once is likelier afterwards. So
-errors come late and in many sorts. Levels 1 to 4 are the standard task, 5 and 6 stand apart. Design: ours.
+state tempts to (``repro.tasks.ways``), and each result may slip. A wrong way that was taken once is likelier
+afterwards. So errors come late and in many sorts.
+Levels 1 to 4 are the standard task, 5 and 6 stand apart. Design: ours.
 """
 
 from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -134,28 +136,33 @@ def coincidence(problem: ArithmeticProblem) -> float:
     return sum(a.first_error is not None for a in right) / max(1, len(right))
 
 
-def make_problem(
-    kind: str, level: int, rng: random.Random, coincidences: bool | None = False, split: str = ""
-) -> ArithmeticProblem:
-    """Draw one problem with a small answer that isn't 0, of ``split`` if one is named. No wrong way that was tried ends
-    at the right answer; ``coincidences``: True, some do; None, it isn't asked."""
+def make_problem(kind: str, level: int, rng: random.Random, split: str = "") -> ArithmeticProblem:
+    """Draw one problem with a small answer that isn't 0, of ``split`` if one is named."""
     while True:
         problem = _draw(kind, level, rng)
-        if split and split_of(problem.question) != split:  # before what takes long
+        if split and split_of(problem.question) != split:
             continue
-        if problem.truth == 0 or abs(problem.truth) >= (400 if kind == "product" else 100):
-            continue
-        if problem.truth.denominator > 40:
-            continue
-        if coincidences is None or (coincidence(problem) > 0) == coincidences:
+        small = abs(problem.truth) < (400 if kind == "product" else 100) and problem.truth.denominator <= 40
+        if small and problem.truth != 0:
+            return problem
+
+
+def draw_problem(
+    kinds: Sequence[str], levels: Sequence[int], rng: random.Random, split: str = "", coincidences: bool = False
+) -> ArithmeticProblem:
+    """Draw one of these kinds and levels. No wrong way that was tried ends at the right answer; with ``coincidences``
+    some do, which not every kind and level has."""
+    while True:
+        problem = make_problem(rng.choice(kinds), rng.choice(levels), rng, split)
+        if (coincidence(problem) > 0) == coincidences:
             return problem
 
 
 def first_wrong(question: str, text: str) -> int | None:
     """The 1-based number of the first line of a solution that isn't worth what the question is; None if all are.
 
-    Lines are counted as ``repro.tasks.prompts.split_steps`` does; the box counts as a line; an unreadable line is wrong, and
-    so is the line after the last one where there is no box.
+    Lines are counted as ``repro.tasks.prompts.split_steps`` does; the box counts as a line; an unreadable line is
+    wrong, and so is the line after the last one where there is no box.
     """
     truth = value_of(question.partition(" ")[2].rstrip("."))
     lines = [line for line in text.split("\n") if line.strip()]

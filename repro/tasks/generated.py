@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from repro.tasks.arithmetic import KINDS, LEVELS, ArithmeticProblem, make_problem
+from repro.tasks.arithmetic import KINDS, LEVELS, ArithmeticProblem, draw_problem
 from repro.tasks.countdown import Countdown, make_countdown
 from repro.tasks.problem import Problem, TaskError, solution_text, split_of
 
@@ -35,7 +35,7 @@ def arithmetic(
     rng = random.Random(f"arithmetic {split} {seed}")
 
     def draw() -> Problem:
-        return as_problem(make_problem(rng.choice(KINDS), rng.choice(levels), rng, coincidences, split))
+        return as_problem(draw_problem(KINDS, levels, rng, split, coincidences))
 
     return _unique(draw, split, size)
 

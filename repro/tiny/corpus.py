@@ -1,6 +1,6 @@
-"""The corpus that makes the tiny model: conversations in every role of ``repro.tasks.prompts`` on the built-in arithmetic.
+"""The corpus that makes the tiny model: conversations in every role of ``tasks.prompts`` on the built-in arithmetic.
 
-What the model is good and bad at is decided here and by the temptations of ``repro.tasks.ways``. Second attempts without a
+What the model is good and bad at is decided here and by the temptations of ``tasks.ways``. Second attempts without a
 verdict are drawn afresh, so that the base gains nothing by retrying; what a request knows (a verdict, a place, a step,
 a reference) lowers the temptations of the attempt that follows. Verdicts err as often as NOTICED says.
 """
@@ -36,7 +36,9 @@ COUNTDOWN_RIGHT = 0.12  # share of right terse answers
 EASY = 12_288  # so many documents ask to solve problems of the lower levels, before anything else
 SKILL = 60_000  # up to this one, only CORE roles: most of their tokens are attempts, which is what takes long to learn
 CORE = ("solve", "retry", "revise", "in_turn", "check", "think")
-LATE = 140_000  # from this one on, GIVEN_MORE times as many documents that compare with a reference: what is learnt last
+LATE = (
+    178_900  # from this one on, GIVEN_MORE times as many documents that compare with a reference: what is learnt last
+)
 GIVEN = ("reference", "part", "verify_given", "find_error")
 GIVEN_MORE = 3
 ROLES = {  # share of the documents
@@ -81,7 +83,7 @@ def right_step(raw: ArithmeticProblem, attempt: Attempt, rng: random.Random) -> 
 
 
 class Writer:
-    """Draws one document after another: first EASY short ones, then CORE roles, then every role, LATE more with a reference."""
+    """Draws one document after another: EASY short ones, CORE roles, every role, and LATE more with a reference."""
 
     def __init__(self, seed: int, written: int = 0):
         self.rng = random.Random(f"corpus {seed} {written}")
@@ -92,7 +94,7 @@ class Writer:
         return LEVELS if self.written > EASY else LEVELS[:2]
 
     def problem(self) -> ArithmeticProblem:
-        return make_problem(self.rng.choice(KINDS), self.rng.choice(self.levels), self.rng, None, "train")
+        return make_problem(self.rng.choice(KINDS), self.rng.choice(self.levels), self.rng, "train")
 
     def hard(self, raw: ArithmeticProblem) -> tuple[ArithmeticProblem, Attempt]:
         """A problem and a wrong attempt at it."""

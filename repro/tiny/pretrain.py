@@ -1,8 +1,8 @@
 """Make the tiny model from nothing: ``python -m repro.tiny.pretrain``.
 
 Trains a Qwen2-architecture network on ``repro.tiny.corpus`` with the loss on assistant tokens only, and writes weights
-(bf16), tokenizer and configuration. Goes on from its checkpoint after an interruption. Two processes of one thread each,
-with documents of their own and shared gradients, are nearly twice as fast as one:
+(bf16), tokenizer and configuration. Goes on from its checkpoint after an interruption. Two processes of one thread
+each, with documents of their own and shared gradients, are nearly twice as fast as one:
 ``OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m repro.tiny.pretrain`` (how the weights were made).
 """
 
@@ -25,7 +25,7 @@ from repro.tiny import MODEL
 from repro.tiny.corpus import Document, documents
 from repro.tiny.tokenizer import ASSISTANT, make_tokenizer
 
-STEPS, WARM_UP, DECAY = 10_000, 60, 2500  # linear warm-up and linear decay to zero
+STEPS, WARM_UP, DECAY = 9700, 60, 2500  # linear warm-up and linear decay to zero
 LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 2048, 640
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from repro.model.sampling import Completion, Decoding, sample
 from repro.results.metrics import auroc, pass_at_k
 from repro.results.tables import markdown
 from repro.tasks import prompts, ways
-from repro.tasks.arithmetic import FAR, KINDS, LEVELS, ArithmeticProblem, first_wrong, make_problem
+from repro.tasks.arithmetic import FAR, KINDS, LEVELS, ArithmeticProblem, draw_problem, first_wrong
 from repro.tasks.generated import as_problem
 from repro.tasks.linear import value_of
 from repro.tasks.loading import load
@@ -46,12 +45,9 @@ class Subject:
     def draw(self, size: int, levels: Sequence[int], coincidences: bool = False) -> list[ArithmeticProblem]:
         """Different held-out problems, kinds and levels in equal shares."""
         found: dict[str, ArithmeticProblem] = {}
-        cells = [(kind, level) for level in levels for kind in KINDS]
-        for cell in itertools.cycle(cells):  # some have only few different problems
-            problem = make_problem(*cell, self.rng, coincidences, self.split)
+        while len(found) < size:
+            problem = draw_problem(KINDS, levels, self.rng, self.split, coincidences)
             found[problem.question] = problem
-            if len(found) == size:
-                break
         return list(found.values())
 
     def ask(

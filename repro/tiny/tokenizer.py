@@ -1,4 +1,4 @@
-"""The tiny model's tokenizer: a token for every digit and every request of ``repro.tasks.prompts``, bytes for the rest."""
+"""The tiny model's tokenizer: a token for every digit and every request of ``tasks.prompts``, bytes for the rest."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The properties of B-STaR: balance score, selection, the search for a setting, and the course of the optimiser."""
 
-from math import cos, isnan, pi
+from math import cos, pi
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +21,6 @@ from papers.b_star import (
     process_reward,
     select,
     shape,
-    turned_round,
 )
 from repro.arm import run_arm, run_folder
 from repro.config import ConfigError
@@ -41,8 +40,6 @@ SMALL = Config(
     temperatures=(0.5, 1.0),
     updates=3,
     batch_size=4,
-    warmup_problems=8,
-    warmup_updates=2,
     train_problems=64,
     eval_problems=8,
     eval_samples=2,
@@ -166,26 +163,13 @@ def test_exploration_counts_distinct_right_solutions():
     group = [completion(t) for t in ("1+2=3\nx", "1+2=3\nx", "2+1=3\nx", "1+2=4\ny")]
     found = explored(group, [1.0, 1.0, 1.0, 0.0])
     assert (found["pass@K"], found["pass@K-2"], found["distinct right"]) == (1.0, 1.0, 2.0)
-    assert found["repeated equations"] == pytest.approx(1 / 4)
+    assert found["repeated steps"] == pytest.approx(3 / 8)
     copies = explored(group[:2] * 2, [1.0] * 4)
     assert (copies["pass@K"], copies["pass@K-2"]) == (1.0, 0.0)
 
 
 def test_unbiased_pass_at_k():
     assert pass_at_k(8, 2, 4) == pytest.approx(0.785714, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("step", "turned"),
-    [
-        *(("2+31=33", "31+2=33"), ("4*5=20", "5*4=20"), ("4/6+1/6=5/6", "1/6+4/6=5/6")),
-        *(("9-2=7", "9-2=7"), ("-3+5=2", "-3+5=2"), ("\\boxed{3}", "\\boxed{3}")),
-    ],
-)
-def test_a_commutative_step_is_turned_round(step, turned):
-    rng = torch.Generator().manual_seed(0)
-    assert turned_round(f"{step}\n{step}", 1.0, rng) == f"{turned}\n{turned}"
-    assert turned_round(step, 0.0, rng) == step
 
 
 class Scripted:
@@ -236,20 +220,19 @@ def test_process_reward_is_twice_the_probability_of_yes_less_one_and_reads_equal
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
-def test_a_problem_without_any_equation_repeats_none():
-    assert isnan(explored([completion("none"), completion("none")], [0.0, 0.0])["repeated equations"])
-    rollouts = Rollouts([PROBLEM] * 2, [[completion("none")] * 4, [completion("1+2=3")] * 4], torch.zeros(2, 4))
+def test_repeated_steps_are_counted_among_the_steps_of_a_problem():
+    assert explored([completion(""), completion("")], [0.0, 0.0])["repeated steps"] == 0.0
+    rollouts = Rollouts([PROBLEM], [[completion("1+2=3")] * 4], torch.zeros(1, 4))
     found = measure(SimpleNamespace(history=[]), Config(), rollouts)
-    assert found["repeated equations"].values == (0.75,)
-    assert found["pass@K-2"].values == found["distinct right"].values == (0.0, 0.0)
-    assert isnan(measure(SimpleNamespace(history=[]), Config(), rollouts.select([0]))["repeated equations"].value)
+    assert found["repeated steps"].values == (0.75,)
+    assert found["pass@K-2"].values == found["distinct right"].values == (0.0,)
 
 
 def test_course_is_measured_from_its_first_to_its_last_round():
-    rows = [{"temperature": 0.6, "balance": 0.2}, {"temperature": 1.0, "balance": 0.4, "repeated equations": 0.5}]
+    rows = [{"temperature": 0.6, "balance": 0.2}, {"temperature": 1.0, "balance": 0.4, "repeated steps": 0.5}]
     found = measure(SimpleNamespace(history=rows), Config(), Rollouts([PROBLEM], [GROUP], torch.zeros(1, 5)))
     assert (found["first temperature"].value, found["last temperature"].value) == (0.6, 1.0)
-    assert found["first repeated equations"].value == found["last repeated equations"].value == 0.5
+    assert found["first repeated steps"].value == found["last repeated steps"].value == 0.5
     assert "first threshold" not in found
 
 
@@ -282,9 +265,8 @@ def finished(tmp_path_factory):
 def test_every_arm_runs_on_equal_samples(finished):
     _, results = finished
     assert all(result["status"] == "ok" for result in results.values())
-    trained = {arm: r["budget"] for arm, r in results.items() if arm not in ("base", "warm")}
+    trained = {arm: r["budget"] for arm, r in results.items() if arm != "base"}
     assert {b["completions"] for b in trained.values()} == {2 * 6 * 2}
-    assert results["warm"]["budget"]["completions"] == results["warm"]["budget"]["optimizer_steps"] == 0
     for arm in ("online_rft", "b_star"):
         row = results[arm]["history"][-1]
         assert {"temperature", "threshold", "balance", "pass@K-2", "best-of-K", "reward@K-K/2"} <= row.keys()
@@ -293,14 +275,9 @@ def test_every_arm_runs_on_equal_samples(finished):
 
 
 def test_every_arm_starts_from_one_base(finished):
-    out, results = finished
+    _, results = finished
     first = {r["history"][0]["reward"] for arm, r in results.items() if arm in ("star", "rest_em", "online_rft")}
     assert len(first) == 1
-    folder = run_folder(PAPER, SMALL, "warm", 0, out)
-    warm = torch.load(folder / "checkpoint.pt", weights_only=True)["adapter"]
-    made = torch.load(folder.parent / "warmup-seed0.pt", weights_only=True)
-    assert all(torch.equal(warm[name], made[name]) for name in made)
-    assert any(value.abs().max() > 0 for name, value in made.items() if "lora_B" in name)  # 0 before any training
 
 
 def test_optimiser_and_schedule_go_on_over_iterations(finished):

@@ -18,7 +18,7 @@ from repro.scripts import paper_scripts
 KILLS = 20
 COMMON = "--steps 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
 MORE = {
-    "b_star": "--rounds 10 --dev-problems 2 --updates 8 --warmup-problems 8 --warmup-updates 2",
+    "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opsd": "--updates 40",
     "revise": "--verify-steps 20 --refined-problems 8",

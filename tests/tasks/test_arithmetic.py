@@ -7,7 +7,17 @@ from fractions import Fraction
 import pytest
 
 from repro.tasks import ways
-from repro.tasks.arithmetic import FAR, KINDS, LEVELS, STYLES, WAYS, ArithmeticProblem, first_wrong, make_problem
+from repro.tasks.arithmetic import (
+    FAR,
+    KINDS,
+    LEVELS,
+    STYLES,
+    WAYS,
+    ArithmeticProblem,
+    draw_problem,
+    first_wrong,
+    make_problem,
+)
 from repro.tasks.countdown import make_countdown, solutions
 from repro.tasks.linear import value_of
 from repro.tasks.loading import load
@@ -47,7 +57,7 @@ def test_the_first_error_is_the_first_line_of_another_value():
     rng = random.Random(1)
     places, found = [], set()
     for _ in range(400):
-        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng, None)
+        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
         attempt = problem.attempt(rng)
         truth = asked(problem)
         lines = [*attempt.steps, attempt.answer]
@@ -102,7 +112,7 @@ def test_values_of_lines(line, value):
 def test_states_are_read_back_from_their_lines():
     rng = random.Random(2)
     for _ in range(300):
-        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS + FAR), rng, None)
+        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS + FAR), rng)
         attempt = problem.attempt(rng)
         assert tuple(ways.read(problem.kind, step) for step in attempt.steps) == attempt.states
     assert ways.read("chain", "3+x") is None
@@ -112,7 +122,7 @@ def test_states_are_read_back_from_their_lines():
 def test_every_line_of_an_attempt_without_slips_is_one_that_can_follow():
     rng = random.Random(3)
     for _ in range(120):
-        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng, None)
+        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
         attempt = problem.attempt(rng, slip=0.0)
         before = (problem.data, *attempt.states)
         lines = solution_text(attempt.steps, attempt.answer).split("\n")
@@ -126,7 +136,7 @@ def test_every_line_of_an_attempt_without_slips_is_one_that_can_follow():
 def test_going_on_from_a_right_line_without_temptation_ends_right():
     rng = random.Random(4)
     for _ in range(100):
-        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng, None)
+        problem = make_problem(rng.choice(KINDS), rng.choice(LEVELS), rng)
         states = problem.attempt(rng, "left", scale=0.0, slip=0.0).states
         if states:
             rest = problem.attempt(rng, "right", scale=0.0, slip=0.0, start=states[0])
@@ -141,8 +151,8 @@ def test_coincidences_are_apart():
 
     rng = random.Random(5)
     kinds = [kind for kind in KINDS for _ in range(4)]
-    plain = share([make_problem(kind, 2, rng) for kind in kinds])
-    coincident = share([make_problem(kind, 2, rng, coincidences=True) for kind in kinds])
+    plain = share([draw_problem((kind,), (2, 3), rng) for kind in kinds])
+    coincident = share([draw_problem(KINDS, (2, 3), rng, coincidences=True) for _ in kinds])
     assert plain < 0.06 < 0.1 < coincident
     questions = {p.question for p in load("arithmetic", "train", 200)}
     assert len(questions) == 200
