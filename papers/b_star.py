@@ -135,7 +135,7 @@ def explored(completions: list[Completion], right: list[float]) -> dict[str, flo
     distinct = len({c.text for c, r in zip(completions, right, strict=True) if r})
     steps = [line for c in completions for line in prompts.split_steps(c.text)]
     found = {"pass@K": distinct >= 1, "pass@K-2": distinct >= 2, "distinct right": distinct}
-    found["repeated steps"] = 1 - len(set(steps)) / max(1, len(steps))
+    found["repeated steps"] = 1 - len(set(steps)) / len(steps) if steps else 0.0
     return {name: float(value) for name, value in found.items()}
 
 
