@@ -17,6 +17,8 @@ USAGE = """repro: papers on self-improving language models, run and measured
   repro list                    the papers, their arms and what was measured
   repro run PAPER [settings]    reproduce one paper (repro run PAPER --help lists every setting)
   repro all [PAPER ...]         several papers, or all, then their tables   [--seeds N] [--preset P] [--dry-run]
+                                both on a cluster: ... --slurm [options of sbatch]
+  repro status                  what is finished, runs, waits, has stopped or failed   [--out FOLDER]
   repro new SLUG                the skeleton of a new paper: script, test, findings
   repro table [PAPER ...]       tables of the results         [--results FOLDER] [--format markdown|json|csv]
   repro claims [PAPER ...]      the claims and their verdicts [--results FOLDER] [--json]
@@ -33,6 +35,7 @@ VERBS = {  # where each is done: a function of the words behind it that returns 
     "list": "repro.results.verbs:list_papers",
     "run": "repro.reproduce:run",
     "all": "repro.reproduce:run_all",
+    "status": "repro.launch.status:main",
     "new": "repro.skeleton:main",
     "table": "repro.results.verbs:table",
     "claims": "repro.results.verbs:claims",

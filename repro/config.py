@@ -35,7 +35,7 @@ class RunConfig:
     """arithmetic, one_step, gsm_symbolic, countdown, gsm8k or math."""
     data: str | None = None
     """A folder with train.jsonl and test.jsonl in place of the hub (gsm8k and math)."""
-    train_problems: int = 4096
+    train_problems: int = 1024
     """Problems of the train split that are cycled through."""
     eval_problems: int = 512
     """Held-out problems of the evaluation."""
@@ -144,6 +144,8 @@ class Launch:
     """Processes side by side; 0: one per CPU core or GPU."""
     out: str = "runs"
     """Folder of checkpoints, adapters and result files."""
+    dry_run: bool = False
+    """Only say what would be run, how long it takes and how much memory; before --slurm: print its script."""
     track: Literal["none", "trackio", "wandb"] = "none"
     """Also show the progress in this tracker (installed by you; nothing needs an account)."""
     memory_limit: float = 0
@@ -159,6 +161,20 @@ class Launch:
     def for_preset(self, preset: str) -> Launch:
         """With the device that ``auto`` stands for where the preset says so."""
         return dataclasses.replace(self, device="cpu") if (self.device, preset) == ("auto", "tiny") else self
+
+
+def as_words(given: RunConfig | Launch, default: RunConfig | Launch) -> list[str]:
+    """The options of a command line that make ``given`` out of ``default``."""
+    words = []
+    for field in dataclasses.fields(given):
+        value, name = getattr(given, field.name), field.name.replace("_", "-")
+        if value == getattr(default, field.name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            words += [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+    return words
 
 
 def parse(config: type[RunConfig], argv: list[str], prog: str, description: str) -> tuple[RunConfig, Launch]:

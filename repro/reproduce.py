@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from repro.arm import preflight, tasks_of, work
-from repro.config import ConfigError, Launch, RunConfig, parse
+from repro.config import ConfigError, Launch, RunConfig, as_words, parse
 from repro.launch.many import default_workers, run_tasks
-from repro.launch.overview import plan
+from repro.launch.overview import cost, measured, plan
 from repro.launch.record import remember_command
+from repro.launch.slurm import Element, array_script, in_the_queue, split_words, submit
 from repro.launch.task import Task
 from repro.paper import Paper
 from repro.results.claims import next_look
@@ -71,6 +73,59 @@ def reproduce(works: Sequence[Work], launch: Launch) -> None:
             return
 
 
+def say_plan(works: Sequence[Work], launch: Launch) -> None:
+    """Print what is left to do, how long it takes and in how much memory."""
+    tasks = [task for w in works for task in w.tasks(launch, w.goal(launch))]
+    rows, text = plan(tasks, read_rows(ROOT / "results"), launch.workers or default_workers(launch.device))
+    print(markdown(rows), text, sep="\n\n", flush=True)
+
+
+def elements(works: Sequence[Work], launch: Launch) -> list[Element]:
+    """What is neither finished nor in the queue of a cluster, one element for each arm and seed.
+
+    What papers measure on a standard arm comes behind it in the same element.
+    """
+    out = Path(launch.out).resolve()
+    queue, results = in_the_queue(out), measured([*read_rows(ROOT / "results"), *read_rows(out)])
+    found: dict[Path, tuple[list[Task], list[tuple[str, ...]]]] = {}
+    for w in works:
+        seeds = range(launch.first_seed, launch.first_seed + launch.seeds)
+        for seed, arm in itertools.product(seeds, w.arms):
+            every = tasks_of(w.paper, w.script, w.config, [arm], [seed], str(out))
+            left = [task for task in every if not task.finished()]
+            if not left or left[0].folder in queue or (left[0].folder in found and len(left) == 1):
+                continue
+            tasks, commands = found.setdefault(left[0].folder, ([], []))
+            tasks += [task for task in left if task not in tasks]
+            own = replace(launch, arms=(arm,), first_seed=seed, seeds=1, workers=1, out=str(out), dry_run=False)
+            preset = w.config.preset
+            settings = as_words(w.config, replace(type(w.config).for_preset(preset), preset=""))
+            commands.append(("run", w.script.stem, *settings, *as_words(own, Launch().for_preset(preset))))
+    made = []
+    for folder, (tasks, commands) in found.items():
+        seconds, sizes = zip(*(cost(task, results) for task in tasks), strict=True)
+        size = max(sizes) if launch.device == "cpu" else 0  # of a GPU it is the card's
+        made.append(Element(folder, tuple(commands), sum(seconds) if all(seconds) else 0, size))
+    return made
+
+
+def hand_over(name: str, works: Sequence[Work], launch: Launch, sbatch: Sequence[str]) -> int:
+    """Submit what is missing to Slurm, or with --dry-run print the script."""
+    if launch.until_decided:
+        raise ConfigError("--until-decided: not with --slurm; say how many --seeds")
+    missing, out = elements(works, launch), Path(launch.out).resolve()
+    if not missing:
+        print("nothing to submit: all is finished or in the queue (repro status)")
+        return 0
+    script = array_script(f"repro-{name}", missing, out, sbatch, launch.workers)
+    if launch.dry_run:
+        print(script, end="")
+        return 0
+    job = submit(script, out)
+    print(f"job {job}: {len(missing)} runs submitted; repro status --out {launch.out} shows them")
+    return 0
+
+
 def run(argv: Sequence[str]) -> int:
     """``repro run PAPER``."""
     if not argv or argv[0].startswith("-"):
@@ -82,6 +137,7 @@ def run(argv: Sequence[str]) -> int:
 def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     """Run a paper's arms and print its table; the last line of standard output is one JSON document."""
     remember_command(["repro", "run", script.stem, *argv])
+    argv, sbatch = split_words(argv)
     title = f"{paper.title} (arXiv {paper.arxiv})" if paper.arxiv else paper.title
     config, launch = parse(paper.config, list(argv), f"repro run {script.stem}", title)
     unknown = [arm for arm in launch.arms if arm not in paper.arms]
@@ -89,6 +145,11 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.arms)}")
     preflight(config)
     one = Work(paper, script, config, launch.arms or paper.default_arms)
+    if sbatch is not None:
+        return hand_over(paper.slug, [one], launch, sbatch)
+    if launch.dry_run:
+        say_plan([one], launch)
+        return 0
     reproduce([one], launch)
     if not one.summary:
         return 1
@@ -106,8 +167,6 @@ class All:
     """Only these papers."""
     preset: Literal["tiny", "smol", "gpu"] = "tiny"
     """Their settings, as in repro run PAPER --help."""
-    dry_run: bool = False
-    """Only say what would be run, how long it takes and how much memory."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +178,7 @@ class Options:
 def run_all(argv: Sequence[str]) -> int:
     """``repro all``: what is finished is skipped, tables come last, 1 if something failed."""
     remember_command(["repro", "all", *argv])
+    argv, sbatch = split_words(argv)
     text = "Several papers, or all, side by side; then their tables."
     options = tyro.cli(
         Options, args=list(argv), prog="repro all", description=text, config=(tyro.conf.OmitArgPrefixes,)
@@ -131,10 +191,10 @@ def run_all(argv: Sequence[str]) -> int:
         paper = load_script(script)
         arms = [arm for arm in launch.arms or paper.default_arms if arm in paper.arms]
         works.append(Work(paper, script, paper.config.for_preset(what.preset), arms))
-    tasks = [task for w in works for task in w.tasks(launch, w.goal(launch))]
-    rows, text = plan(tasks, read_rows(ROOT / "results"), launch.workers or default_workers(launch.device))
-    print(markdown(rows), text, sep="\n\n", flush=True)
-    if what.dry_run:
+    if sbatch is not None:
+        return hand_over("all", works, launch, sbatch)
+    say_plan(works, launch)
+    if launch.dry_run:
         return 0
     for one in works:
         preflight(one.config)

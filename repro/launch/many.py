@@ -18,6 +18,7 @@ import torch
 
 from repro.config import ConfigError, Launch
 from repro.launch.overview import Overview
+from repro.launch.storage import RunFolderInUse
 from repro.launch.task import Task
 from repro.launch.track import choose_tracker
 from repro.model.policy import Policy, pick_device
@@ -118,7 +119,10 @@ def _guarded(task: Task, work: Work) -> dict | None:
 
 
 def tell(task: Task, error: BaseException) -> None:
-    """One line for the user, the rest into the run's folder where that can be written."""
+    """One line for the user, the rest into the run's folder where that can be written and is this process's."""
+    if isinstance(error, RunFolderInUse):
+        print(f"repro: {task.name} is left alone: {error}", file=sys.stderr, flush=True)
+        return
     text = f"{type(error).__name__}: {(str(error).strip() or '-').splitlines()[-1]}"
     with contextlib.suppress(OSError):
         task.folder.mkdir(parents=True, exist_ok=True)

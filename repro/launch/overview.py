@@ -9,12 +9,8 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from repro.launch.task import Task
-
-if TYPE_CHECKING:
-    pass
 
 
 class Overview:
@@ -58,30 +54,40 @@ class Overview:
             return None
 
 
+Measured = dict[tuple[str, str, str], list[dict]]
+
+
+def measured(known: Sequence[dict]) -> Measured:
+    """Results by paper, arm and settings."""
+    rows: Measured = defaultdict(list)
+    for r in known:
+        rows[r["paper"], r["arm"], r["digest"]].append(r)
+    return rows
+
+
+def cost(task: Task, rows: Measured) -> tuple[float, float]:
+    """Mean seconds and largest peak in bytes of an arm with these settings; 0 and 0 where it was never measured."""
+    mine = rows.get((task.paper, task.arm, task.digest), [])
+    peaks = [entry["peak_memory_bytes"] for r in mine for entry in r["phases"].values()]
+    return sum(r["seconds"] for r in mine) / max(1, len(mine)), max(peaks, default=0)
+
+
 def plan(tasks: Sequence[Task], known: Sequence[dict], workers: int) -> tuple[list[list[str]], str]:
     """Header and one row per paper of what is left to do, with minutes and memory measured in ``known`` results."""
     rows = [["paper", "preset", "arms", "seeds", "left to run", "minutes", "GB a process"]]
-    measured: dict[tuple, list[dict]] = defaultdict(list)
-    for r in known:
-        measured[r["paper"], r["arm"], r["digest"]].append(r)
-    total, unknown = 0.0, 0
+    results, total, unknown = measured(known), 0.0, 0
     once = list({task.folder: task for task in tasks}.values())
     for slug in dict.fromkeys(task.paper for task in once):
         mine = [task for task in once if task.paper == slug]
         left = [task for task in mine if not task.finished()]
-        seconds = [[r["seconds"] for r in measured[t.paper, t.arm, t.digest]] for t in left]
-        peaks = [
-            e["peak_memory_bytes"]
-            for t in mine
-            for r in measured[t.paper, t.arm, t.digest]
-            for e in r["phases"].values()
-        ]
-        missing, cost = sum(not s for s in seconds), sum(sum(s) / len(s) for s in seconds if s)
-        total, unknown = total + cost, unknown + missing
+        seconds = [cost(task, results)[0] for task in left]
+        peak = max(cost(task, results)[1] for task in mine)
+        missing = seconds.count(0)
+        total, unknown = total + sum(seconds), unknown + missing
         arms, seeds = len({t.arm for t in mine}), len({t.seed for t in mine})
-        time_ = "not measured" if missing else f"{cost / 60 / workers:.0f}"
-        memory = f"{max(peaks) / 1e9:.1f}" if peaks else "not measured"
+        minutes = "not measured" if missing else f"{sum(seconds) / 60 / workers:.0f}"
+        memory = f"{peak / 1e9:.1f}" if peak else "not measured"
         preset = mine[0].settings["preset"]
-        rows.append([slug, preset, str(arms), str(seeds), f"{len(left)} of {len(mine)}", time_, memory])
+        rows.append([slug, preset, str(arms), str(seeds), f"{len(left)} of {len(mine)}", minutes, memory])
     text = f"about {total / 60 / workers:.0f} minutes with {workers} side by side, as on the machine of the results"
     return rows, text + (f", and {unknown} arms that were never measured with these settings" if unknown else "")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-CHECKPOINT, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+CHECKPOINT, BEFORE, LOCK = "checkpoint.pt", "checkpoint-before.pt", "lock"
 
 
 class RunFolderInUse(RuntimeError):
@@ -20,7 +22,7 @@ class RunFolderInUse(RuntimeError):
 
 def write_atomically(path: Path, write: Callable) -> None:
     """Call ``write(file)`` on a new file that then replaces ``path``; after an error ``path`` is as it was."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")  # two processes may write the same file
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex}.new")  # two processes, or machines, may write the same file
     try:
         with open(new, "wb") as file:
             write(file)
@@ -60,9 +62,25 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> dict | None:
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
     """Hold a run folder. Raises RunFolderInUse while another process holds it; a killed process lets go."""
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunFolderInUse(f"another process is at work in {folder}") from None
+    with open(folder / LOCK, "w") as file:
+        for pause in (0.1, 0.4, None):  # ``in_use`` holds it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if pause is None:
+                    raise RunFolderInUse(f"another process is at work in {folder}") from None
+                time.sleep(pause)
         yield
+
+
+def in_use(folder: Path) -> bool:
+    """Is a process at work in a run folder?"""
+    if not (folder / LOCK).exists():
+        return False
+    with open(folder / LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

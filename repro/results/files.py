@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import string
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,7 @@ def locked(folder: Path) -> Iterator[None]:
 def replace_file(path: Path, content: str | bytes) -> None:
     """Write a file that then takes the place of ``path``: a reader sees the old one or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
     try:
         with open(new, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
