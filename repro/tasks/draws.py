@@ -65,16 +65,9 @@ def _draw_product(level: int, rng: random.Random) -> Tokens:
 
 def _draw_fraction(level: int, rng: random.Random) -> tuple:
     count = (2, 3, 3, 3, 4, 5)[level - 1]
-    bottoms = (
-        (2, 3, 4, 6),
-        (2, 3, 4, 6),
-        (2, 3, 4, 6, 12),
-        (2, 3, 4, 6, 12),
-        (2, 3, 4, 6, 12),
-        (2, 3, 4, 6, 12),
-    )
+    bottoms = (2, 3, 4, 6) if level < 3 else (2, 3, 4, 6, 12)
     while True:
-        chosen = [rng.choice(bottoms[level - 1]) for _ in range(count)]
+        chosen = [rng.choice(bottoms) for _ in range(count)]
         if len(set(chosen)) > 1 and lcm(*chosen) <= 12:
             break
     return tuple(

@@ -39,6 +39,21 @@ def test_padded_batch_equals_single_sequences_and_keeps_their_order():
     assert (values - torch.cat(expected)).abs().max() < 1e-9
 
 
+def test_completions_that_share_a_prompt_have_the_values_and_gradients_of_single_sequences():
+    model = random_model()
+    weights = [p for n, p in model.named_parameters() if "proj" in n]
+    long = list(range(40)) * 5
+    pairs = [([5, 6, 7], [8, 9]), ([5, 6, 7], [8]), ([5, 6, 7], [10, 11, 12]), ([4, 4], [8, 9])]
+    pairs += [(long, [1, 2, 3, *[n] * 30]) for n in range(4)]  # more than a row holds
+    values = completion_values(model, pairs)
+    expected = torch.cat([whole(model, [*p, *c], len(p))[0] for p, c in pairs])
+    assert (values - expected).abs().max() < 1e-9
+    slopes = torch.linspace(-1, 1, len(values), dtype=values.dtype)
+    found, wanted = (torch.autograd.grad((v * slopes).sum(), weights) for v in (values, expected))
+    for a, b in zip(found, wanted, strict=True):  # the norms compute in float32
+        assert (a - b).norm() < 1e-6 * b.norm()
+
+
 def test_temperature_divides_the_logits():
     model = random_model()
     logits = model(input_ids=torch.tensor([[3, 4, 5]])).logits[0, 1] / 0.5

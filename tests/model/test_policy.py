@@ -111,7 +111,7 @@ def test_micro_batched_optimiser_step_equals_the_whole_one():
             trainer.step(batch, nll)
         states.append(policy.adapter_state())
     for key in states[0]:
-        assert (states[0][key] - states[1][key]).abs().max() < 1e-5  # AdamW magnifies the last bits of tiny gradients
+        assert (states[0][key] - states[1][key]).norm() < 1e-4 * states[0][key].norm()  # float32 norms, AdamW
 
 
 def test_pairs_are_never_separated():
