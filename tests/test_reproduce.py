@@ -29,6 +29,12 @@ def finished(tmp_path_factory):
     return done, rows
 
 
+def test_a_dry_run_tells_what_is_left_and_makes_nothing(tmp_path, capsys):
+    assert main(["run", "nft", "--seeds", "2", "--dry-run", "--out", str(tmp_path / "runs")]) == 0
+    assert "4 of 4" in capsys.readouterr().out  # rft and nft; base and grpo are the kit's
+    assert not (tmp_path / "runs").exists()
+
+
 def test_last_line_is_one_json_document_and_one_seed_gives_no_verdict(finished):
     done, _ = finished
     summary = json.loads(done.stdout.strip().splitlines()[-1])
