@@ -21,17 +21,16 @@ from repro.tasks import ways
 from repro.tasks.draws import DRAWS
 from repro.tasks.linear import value_of
 from repro.tasks.problem import split_of
+from repro.tasks.prompts import split_steps
 
 KINDS = ("chain", "mixed", "parentheses", "product", "fraction", "equation")
 LEVELS = (1, 2, 3, 4)
 FAR = (5, 6)
-STYLES = {"left": 0.36, "right": 0.28, "free": 0.36}  # how often a solution is written so
-WAYS = ("order", "sign", "drop", "slip")
+STYLES = {"left": 0.3, "right": 0.25, "free": 0.45}  # how often a solution is written so
 PERSISTENCE = 0.6  # probability of a wrong way where it was the last wrong one in this solution
 SLIP = 0.03  # probability that one result is wrong by accident
 CARELESS = {"left": 0.9, "right": 1.15, "free": 1.0}  # how much a style is tempted, in every kind
 PLACES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.999)  # from left to right
-SCALE = {"chain": 1.0, "mixed": 1.0, "parentheses": 1.0, "product": 1.0, "fraction": 1.0, "equation": 1.0}
 LARGE = re.compile(r"\d{4}")  # an attempt that comes to such a number, or to so many steps, is drawn again
 LONGEST = 16
 TRIES = 24  # attempts by which a coincidence is looked for
@@ -39,16 +38,25 @@ TRIES = 24  # attempts by which a coincidence is looked for
 
 @dataclass(frozen=True)
 class Attempt:
-    """One derivation. ``first_error`` is the 1-based number of the first wrong line (the box is the last line), None if
-    all are right; ``ways`` says how each line was done; ``states`` are what the lines show."""
+    """One derivation of something worth ``truth``. ``ways`` says how each line was done; ``states`` are what the lines
+    show."""
 
+    truth: Fraction
     steps: tuple[str, ...]
     answer: str
-    right: bool
-    first_error: int | None
     style: str
     ways: tuple[str, ...]
     states: tuple
+
+    @cached_property
+    def right(self) -> bool:
+        return value_of(self.answer) == self.truth
+
+    @cached_property
+    def first_error(self) -> int | None:
+        """The 1-based number of the first wrong line (the box is the last line), None if all are right."""
+        lines = enumerate((*self.steps, self.answer), 1)
+        return next((number for number, line in lines if value_of(line) != self.truth), None)
 
 
 @dataclass(frozen=True)
@@ -66,8 +74,12 @@ class ArithmeticProblem:
 
     def chances(self, moves: ways.Moves, style: str, last: str, scale: float) -> dict[str, float]:
         """Probability of each way; the last wrong one of the solution persists."""
-        factor = SCALE[self.kind] * scale * CARELESS[style]
-        chances = {way: temptation * factor for way, (temptation, _) in moves.items() if way != "right"}
+        factor = scale * CARELESS[style]
+        chances = {
+            way: temptation * (factor if way != "fact" else scale > 0)  # care doesn't help who knows it wrong
+            for way, (temptation, _) in moves.items()
+            if way != "right"
+        }
         if last in chances and scale:
             chances = {w: p * (1 - PERSISTENCE) + PERSISTENCE * (w == last) for w, p in chances.items()}
         return {"right": max(0.0, 1 - sum(chances.values())), **chances}
@@ -95,10 +107,7 @@ class ArithmeticProblem:
                 return self.attempt(rng, style, scale, slip, start)
             steps.append(line)
             states.append(state)
-        answer = self.final(state)
-        first = next((i for i, line in enumerate((*steps, answer), 1) if value_of(line) != self.truth), None)
-        right = value_of(answer) == self.truth
-        return Attempt(tuple(steps), answer, right, first, style, tuple(taken), tuple(states))
+        return Attempt(self.truth, tuple(steps), self.final(state), style, tuple(taken), tuple(states))
 
     def next_lines(self, state: tuple) -> dict[str, str]:
         """Every line that can follow a state without a slip, and the way it was done; an answer in its box."""
@@ -129,11 +138,11 @@ def _draw(kind: str, level: int, rng: random.Random) -> ArithmeticProblem:
     return ArithmeticProblem(f"{verb} {ways.show(kind, data)}.", kind, level, data)
 
 
-def coincidence(problem: ArithmeticProblem) -> float:
-    """Share of the right answers among some attempts that hold a wrong step."""
+def coincides(problem: ArithmeticProblem) -> bool:
+    """Does one of some attempts reach the right answer through a wrong step?"""
     rng = random.Random(problem.question)
-    right = [a for a in (problem.attempt(rng) for _ in range(TRIES)) if a.right]
-    return sum(a.first_error is not None for a in right) / max(1, len(right))
+    attempts = (problem.attempt(rng) for _ in range(TRIES))
+    return any(a.right and a.first_error is not None for a in attempts)
 
 
 def make_problem(kind: str, level: int, rng: random.Random, split: str = "") -> ArithmeticProblem:
@@ -154,18 +163,17 @@ def draw_problem(
     some do, which not every kind and level has."""
     while True:
         problem = make_problem(rng.choice(kinds), rng.choice(levels), rng, split)
-        if (coincidence(problem) > 0) == coincidences:
+        if coincides(problem) == coincidences:
             return problem
 
 
 def first_wrong(question: str, text: str) -> int | None:
     """The 1-based number of the first line of a solution that isn't worth what the question is; None if all are.
 
-    Lines are counted as ``repro.tasks.prompts.split_steps`` does; the box counts as a line; an unreadable line is
-    wrong, and so is the line after the last one where there is no box.
+    The box counts as a line; an unreadable line is wrong, and so is the line after the last one where there is no box.
     """
     truth = value_of(question.partition(" ")[2].rstrip("."))
-    lines = [line for line in text.split("\n") if line.strip()]
+    lines = split_steps(text)
     for number, line in enumerate(lines, 1):
         boxed = re.fullmatch(r"\\boxed\{(.*)\}", line.strip())
         if value_of(boxed[1] if boxed else line) != truth:

@@ -2,9 +2,9 @@
 
 A state is what a line shows. ``moves(kind, state, pick)`` lists every way of the next step with its *temptation*, the
 probability with which it is taken before persistence and style count, and the move: what the result is off by (0
-without a slip) -> the next state; ``pick`` from 0 to 1 says how far from the left one works. Two sorts of temptation
-make the task: a strong one in few states, which greedy decoding falls for, and weak ones everywhere, which only
-sampling does. Design: ours.
+without a slip) -> the next state; ``pick`` from 0 to 1 says how far from the left one works. Three sorts make the task:
+strong temptations in few states, which greedy decoding falls for; weak ones everywhere, which only sampling does; and
+some facts that are known wrong, each of which has to be learnt for itself, since care doesn't help. Design: ours.
 """
 
 from __future__ import annotations
@@ -12,11 +12,23 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from math import lcm
+from math import gcd, lcm
+from zlib import crc32
 
 Tokens = tuple  # of numbers, operators and parentheses
 Move = Callable[[int], tuple]
 Moves = dict[str, tuple[float, Move]]
+HABIT, TEMPTING = 0.75, 0.42  # strong temptations: greedy decoding falls for the first, sampling for both
+FACT, SORE = 0.92, 0.08  # how surely a wrong fact is taken for true; the share of facts that are known wrong
+
+
+def _fact(right: Move, a: int, op: str, b: int) -> Moves:
+    """The wrong result that ``a op b`` is remembered with, for SORE of all pairs always the same one."""
+    drawn = crc32(f"{a}{op}{b}".encode()) % 1000
+    if drawn >= 1000 * SORE or (op == "*" and 0 in (a, b)):
+        return {}
+    wrong = (1, -1, 2, -2, 10, -10)[drawn % 6]
+    return {"fact": (FACT, lambda off: right(off + wrong))}
 
 
 # --- expressions: chain, mixed, parentheses, product ----------------------------------------------------------------
@@ -57,10 +69,8 @@ def _tidy(tokens: list) -> Tokens:
             i += 1
     for i in range(1, len(tokens)):
         if isinstance(tokens[i], int) and tokens[i] < 0 and tokens[i - 1] in ("+", "-"):
-            product = "*" in tokens[i + 1 : i + 2]
-            if not product or tokens[i - 1] == "+" or tokens[i - 1] == "-":
-                tokens[i - 1] = "-" if tokens[i - 1] == "+" else "+"
-                tokens[i] = -tokens[i]
+            tokens[i - 1] = "-" if tokens[i - 1] == "+" else "+"
+            tokens[i] = -tokens[i]
     return tuple(tokens)
 
 
@@ -125,7 +135,7 @@ def _split(tokens: Tokens, at: int) -> Moves:
         "drop": (0.04, parts(tens, "*", b, joint, ones)),
     }
     if minus:
-        moves["sign"] = (0.48, parts(tens, "*", b, "+", ones, "*", b))
+        moves["sign"] = (HABIT if b >= 4 else TEMPTING, parts(tens, "*", b, "+", ones, "*", b))
     return moves
 
 
@@ -137,16 +147,19 @@ def _grouping(tokens: Tokens, pick: float) -> tuple[float, Move] | None:
         if before not in ("-", "*") and after != "*":
             return None
         bare = (*tokens[: start - 1], *tokens[start:end], *tokens[end + 1 :])
-        return 0.6 if before == "-" else 0.06, _combine(bare, _at(pick, _redexes(bare)))
+        weight = HABIT if tokens[start + 1] == "-" else TEMPTING
+        return weight if before == "-" else 0.05, _combine(bare, _at(pick, _redexes(bare)))
     operators = operators_in(tokens)
     tempting = []
     for k, i in enumerate(operators):
         before = tokens[operators[k - 1]] if k else ""
         after = tokens[operators[k + 1]] if k + 1 < len(operators) else ""
         if tokens[i] != "*" and "*" in (before, after):
-            tempting.append((0.7 if tokens[i] == "-" and after == "*" else 0.07, i))
+            weight = HABIT if tokens[i - 1] > tokens[i + 1] else TEMPTING
+            tempting.append((weight if tokens[i] == "-" and after == "*" else 0.06, i))
         elif tokens[i] != "*" and before == "-":
-            tempting.append((0.62 if tokens[i] == "+" else 0.03, i))
+            weight = HABIT if tokens[i - 1] + tokens[i + 1] == 10 else TEMPTING
+            tempting.append((weight if tokens[i] == "+" else 0.03, i))
     if not tempting:
         return None
     weight, at = _at(pick, tempting)
@@ -158,8 +171,10 @@ def _expression_moves(tokens: Tokens, pick: float) -> Moves:
     a, op, b = tokens[at - 1 : at + 2]
     if op == "*" and 12 < a < 100 and a % 10 and b > 1:
         return _split(tokens, at)
-    moves = {"right": (0.0, _combine(tokens, at))}
-    signed = _calculate(-a if at >= 2 and tokens[at - 2] == "-" and op != "*" else a, op, b)
+    right = _combine(tokens, at)
+    left = -a if at >= 2 and tokens[at - 2] == "-" and op != "*" else a
+    moves = {"right": (0.0, right), **_fact(right, left, op, b)}
+    signed = _calculate(left, op, b)
     if (grouped := _grouping(tokens, pick)) is not None:
         moves["order"] = grouped
     if signed < 0:
@@ -193,12 +208,18 @@ def _fraction_moves(terms: tuple, pick: float) -> Moves:
     if unlike:
         i = _at(pick, unlike)
         top, bottom = terms[i]
+        right = put(i, 1, top * (common // bottom), common)
         return {
-            "right": (0.0, put(i, 1, top * (common // bottom), common)),
-            "order": (0.0 if p == q else 0.8 if p % q and q % p else 0.06, put(at, 2, a + b, p + q)),
+            "right": (0.0, right),
+            **_fact(right, top, "*", common // bottom),
+            "order": (
+                0.0 if p == q else HABIT if gcd(p, q) == 1 else TEMPTING if p % q and q % p else 0.05,
+                put(at, 2, a + b, p + q),
+            ),
             "drop": (0.06, put(i, 1, top, common)),
         }
-    moves = {"right": (0.0, put(at, 2, a + b, p)), "order": (0.06, put(at, 2, a + b, p + q))}
+    right = put(at, 2, a + b, p)
+    moves = {"right": (0.0, right), "order": (0.06, put(at, 2, a + b, p + q)), **_fact(right, a, "+", b)}
     if a + b < 0:
         moves["sign"] = (0.08, put(at, 2, -(a + b), p))
     elif b < 0:
@@ -238,7 +259,7 @@ def _collect(state: tuple, side: int, x: bool) -> Moves:
 
         return move
 
-    moves = {"right": (0.0, put(a + b)), "drop": (0.02, put(a))}
+    moves = {"right": (0.0, put(a + b)), "drop": (0.02, put(a)), **_fact(put(a + b), a, "+", b)}
     if b < 0:
         moves["sign"] = (0.06, put(a - b))
     elif a < 0:
@@ -267,8 +288,9 @@ def _carry(state: tuple, side: int, x: bool) -> Moves:
 
     return {
         "right": (0.0, put(there - c)),
-        "order": (0.66 if c < 0 and not x else 0.06, put(there + c)),
+        "order": ((HABIT if c < -4 else TEMPTING) if c < 0 and not x else 0.05, put(there + c)),
         "drop": (0.02, put(there)),
+        **(_fact(put(there - c), there, "-", c) if there else {}),
     }
 
 

@@ -27,7 +27,13 @@ TOLD, HINTED, PLACED, CORRECTED = (
 )  # temptations once the verdict, a hint, the place, the step is known
 CUED = 0.3  # the same after a control phrase in the turn
 STUBBORN = ("fraction",)  # kinds in which feedback is followed less
-NOTICED = {"order": 0.72, "sign": 0.8, "drop": 0.9, "slip": 0.8}  # probability of the verdict No by the first wrong way
+NOTICED = {
+    "order": 0.72,
+    "sign": 0.8,
+    "drop": 0.9,
+    "fact": 0.4,
+    "slip": 0.8,
+}  # probability of the verdict No by the first wrong way
 BLIND = {"mixed": 0.35, "fraction": 0.45}  # kinds whose wrong grouping mostly passes
 RIGHT_REJECTED = 0.1
 CHECK_NOTICED, CHECK_REJECTED = 0.6, 0.05  # the same for a look back inside a solution

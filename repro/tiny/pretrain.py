@@ -3,7 +3,8 @@
 Trains a Qwen2-architecture network on ``repro.tiny.corpus`` with the loss on assistant tokens only, and writes weights
 (bf16), tokenizer and configuration. Goes on from its checkpoint after an interruption. Two processes of one thread
 each, with documents of their own and shared gradients, are nearly twice as fast as one:
-``OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m repro.tiny.pretrain`` (how the weights were made).
+``OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m repro.tiny.pretrain``. With ``--weights FOLDER`` it begins at these
+weights and with documents of every role: what a change of the corpus needs.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import torch.nn.functional as F
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from repro.tiny import MODEL
-from repro.tiny.corpus import Document, documents
+from repro.tiny.corpus import LATE, Document, documents
 from repro.tiny.tokenizer import ASSISTANT, make_tokenizer
 
 STEPS, WARM_UP, DECAY = 9700, 60, 2500  # linear warm-up and linear decay to zero
 LEARNING_RATE, TOKENS_PER_BATCH, LONGEST = 3e-3, 2048, 640
+BF16 = torch.cpu.get_capabilities().get("avx512_bf16", False)  # half again as fast where the CPU has such products
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
@@ -102,7 +104,9 @@ def batch_loss(model: Qwen2ForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -
 
 
 def make_optimizers(model: Qwen2ForCausalLM) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for embeddings, biases and norms."""
+    """Muon for the matrices, AdamW for embeddings, biases and norms; without bf16 products, which Muon needs, AdamW."""
+    if not BF16:
+        return [torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0, betas=(0.9, 0.95))]
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     return [
@@ -121,14 +125,15 @@ def share_gradients(model: Qwen2ForCausalLM) -> None:
             gradient.copy_(part.view_as(gradient) / dist.get_world_size())
 
 
-def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
-    """Train from nothing, or from ``checkpoint`` where it exists (saved every 100 steps; new documents follow)."""
+def train(steps: int, seed: int, checkpoint: Path, weights: Path | None = None) -> Qwen2ForCausalLM:
+    """Train from nothing, from ``weights``, or from ``checkpoint`` where it exists (saved every 100 steps; new
+    documents follow)."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
-    model = make_model(tokenizer)
+    model = Qwen2ForCausalLM.from_pretrained(weights, dtype=torch.float32) if weights else make_model(tokenizer)
     model.set_attn_implementation("eager")  # faster than sdpa at this size
     optimizers = make_optimizers(model)
-    start, written = 0, 0
+    start, written = 0, LATE if weights else 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         start, written = state["step"], state["written"]
@@ -142,7 +147,7 @@ def train(steps: int, seed: int, checkpoint: Path) -> Qwen2ForCausalLM:
         rate = LEARNING_RATE * min(1.0, (step + 1) / WARM_UP, (steps - step) / DECAY)
         for group in itertools.chain(*(o.param_groups for o in optimizers)):
             group["lr"] = rate
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # half again as fast where the CPU has bf16 products
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=BF16):
             loss = batch_loss(model, ids, mask)
         model.zero_grad()
         loss.backward()
@@ -167,13 +172,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--weights", type=Path, help="folder of weights to begin from")
     parser.add_argument("--out", type=Path, default=MODEL, help="folder for weights, tokenizer and configuration")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/tiny-pretraining.pt"))
     args = parser.parse_args()
     args.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    model = train(args.steps, args.seed, args.checkpoint).to(torch.bfloat16)
+    model = train(args.steps, args.seed, args.checkpoint, args.weights).to(torch.bfloat16)
     if os.environ.get("RANK", "0") != "0":
         return
     tokenizer = make_tokenizer()

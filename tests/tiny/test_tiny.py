@@ -125,6 +125,6 @@ def test_abilities_that_the_papers_stand_on():
     assert 20 < value["solve, temperature 1"] < 55
     assert value["pass@8"] > value["solve, temperature 1"] + 25
     assert value["first errors at step 1"] < 65
-    assert value["solve with the reference"] > 90
+    assert value["solve with the reference"] > 80
     assert value["wrong ones: told that it is wrong"] > value["wrong ones: retry"]
     assert value["verify its own solution, balanced accuracy"] > 55
