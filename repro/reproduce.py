@@ -143,13 +143,13 @@ def run_paper(paper: Paper, script: Path, argv: Sequence[str]) -> int:
     unknown = [arm for arm in launch.arms if arm not in paper.arms]
     if unknown:
         raise ConfigError(f"--arms {' '.join(unknown)}: unknown arm; there are {', '.join(paper.arms)}")
-    preflight(config)
     one = Work(paper, script, config, launch.arms or paper.default_arms)
     if sbatch is not None:
         return hand_over(paper.slug, [one], launch, sbatch)
     if launch.dry_run:
         say_plan([one], launch)
         return 0
+    preflight(config)
     reproduce([one], launch)
     if not one.summary:
         return 1

@@ -243,6 +243,8 @@ def test_a_real_cluster_makes_the_same_results_through_requeue_and_cancel(cluste
     wait_for(lambda: begun(0) and begun(1), 120)
     told("scontrol", "requeue", f"{job}_0")
     told("scancel", f"{job}_1")
+    wait_for(lambda: begun(2), 200)
+    told("scancel", "--batch", "--signal=USR1", f"{job}_2")  # what Slurm sends when the time is nearly over
     wait_for(lambda: not told("squeue", "-h").strip(), 400)
     assert main(f"status --out {out}".split()) == 0
     assert "1 stopped" in capsys.readouterr().out.splitlines()[-1]
