@@ -223,7 +223,7 @@ def wait_for(true, seconds: float) -> None:
 
 @pytest.mark.slow
 def test_a_real_cluster_makes_the_same_results_through_requeue_and_cancel(cluster, tmp_path, capsys):
-    out, settings = tmp_path / "runs", f"{SMALL} --steps 40 --seeds 2"
+    out, settings = tmp_path / "runs", f"{SMALL} --steps 24 --seeds 2"
     papers = ("nft --arms nft grpo", "rise --arms rise_1")
     for paper in papers:
         assert main(f"run {paper} {settings} --out {out} --slurm --partition=main".split()) == 0
