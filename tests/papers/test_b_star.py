@@ -34,7 +34,7 @@ from repro.tasks.problem import Problem
 SMALL = Config(
     steps=2,
     prompts=6,
-    samples=2,
+    samples=4,
     rounds=2,
     dev_problems=2,
     temperatures=(0.5, 1.0),
@@ -266,7 +266,7 @@ def test_every_arm_runs_on_equal_samples(finished):
     _, results = finished
     assert all(result["status"] == "ok" for result in results.values())
     trained = {arm: r["budget"] for arm, r in results.items() if arm != "base"}
-    assert {b["completions"] for b in trained.values()} == {2 * 6 * 2}
+    assert {b["completions"] for b in trained.values()} == {2 * 6 * 4}
     for arm in ("online_rft", "b_star"):
         row = results[arm]["history"][-1]
         assert {"temperature", "threshold", "balance", "pass@K-2", "best-of-K", "reward@K-K/2"} <= row.keys()

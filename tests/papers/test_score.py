@@ -262,7 +262,7 @@ def test_the_reference_is_the_base(run):
     run.update = lambda batch, loss, mean, temperature: None
     reinforce(run, attempts, stage_one_returns, TINY)
     state = run.policy.adapter_state()
-    perturb(run.policy)
+    perturb(run.policy, 0.1)
     reinforce(run, attempts, stage_one_returns, TINY)
     run.policy.load_adapter_state(state)
     del run.log, run.update
