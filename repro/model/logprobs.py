@@ -232,9 +232,8 @@ def _packed_hidden(
     A token sees its prompt and what stands before it in its own completion. That takes a mask of every pair of tokens,
     which flash attention on a GPU doesn't know; a CPU saves the padding and the prompts' arithmetic.
     """
-    rows: list[list[tuple[int, int, int, int]]] = [
-        []
-    ]  # of each token its id, position, prompt's and completion's number
+    # of each token its id, position, prompt's and completion's number
+    rows: list[list[tuple[int, int, int, int]]] = [[]]
     places, targets, before, last = [], [], None, 0
     for number, (prompt, completion) in enumerate(sequences, 1):
         shared = prompt == before

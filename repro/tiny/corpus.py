@@ -19,21 +19,12 @@ from repro.tasks.problem import solution_text, split_of
 from repro.tasks.prompts import Chat
 
 HESITATION = 1.1  # temptations of a retry: what the roles with a verdict teach leaks into it
-TOLD, HINTED, PLACED, CORRECTED = (
-    0.5,
-    0.4,
-    0.35,
-    0.2,
-)  # temptations once the verdict, a hint, the place, the step is known
+# temptations once the verdict, a hint, the place, the step is known
+TOLD, HINTED, PLACED, CORRECTED = 0.5, 0.4, 0.35, 0.2
 CUED = 0.3  # the same after a control phrase in the turn
 STUBBORN = ("fraction",)  # kinds in which feedback is followed less
-NOTICED = {
-    "order": 0.72,
-    "sign": 0.8,
-    "drop": 0.9,
-    "fact": 0.4,
-    "slip": 0.8,
-}  # probability of the verdict No by the first wrong way
+# probability of the verdict No by the first wrong way
+NOTICED = {"order": 0.72, "sign": 0.8, "drop": 0.9, "fact": 0.4, "slip": 0.8}
 BLIND = {"mixed": 0.35, "fraction": 0.45}  # kinds whose wrong grouping mostly passes
 RIGHT_REJECTED = 0.1
 CHECK_NOTICED, CHECK_REJECTED = 0.6, 0.05  # the same for a look back inside a solution
@@ -42,9 +33,8 @@ COUNTDOWN_RIGHT = 0.12  # share of right terse answers
 EASY = 12_288  # so many documents ask to solve problems of the lower levels, before anything else
 SKILL = 60_000  # up to this one, only CORE roles: most of their tokens are attempts, which is what takes long to learn
 CORE = ("solve", "retry", "revise", "in_turn", "check", "think")
-LATE = (
-    178_900  # from this one on, GIVEN_MORE times as many documents that compare with a reference: what is learnt last
-)
+# from this one on, GIVEN_MORE times as many documents that compare with a reference: what is learnt last
+LATE = 178_900
 GIVEN = ("reference", "part", "verify_given", "find_error")
 GIVEN_MORE = 3
 ROLES = {  # share of the documents

@@ -107,11 +107,12 @@ def test_micro_batched_optimiser_step_equals_the_whole_one():
         policy.model.double()
         batch = Batch(PAIRS * 3)
         trainer = Trainer(policy, 1e-3, tokens_per_batch=tokens)
+        trainer.optimizer.param_groups[0]["eps"] = 1e-4  # or AdamW makes the last bits of tiny gradients large
         for _ in range(2):
             trainer.step(batch, nll)
         states.append(policy.adapter_state())
     for key in states[0]:
-        assert (states[0][key] - states[1][key]).norm() < 1e-4 * states[0][key].norm()  # float32 norms, AdamW
+        assert (states[0][key] - states[1][key]).abs().max() < 1e-6
 
 
 def test_pairs_are_never_separated():
