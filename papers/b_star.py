@@ -50,13 +50,13 @@ class Config(RunConfig):
     """Grid of sampling temperatures (paper: 0.5 to 1.2 in steps of 0.1). Fixed settings are arms of their own."""
     thresholds: tuple[float, ...] = (-0.2, -0.1, 0.0, 0.1, 0.2, 0.8, 0.9, 1.0, 1.1)
     """Grid of reward thresholds tau; it needs no sampling. Between 0.2 and 0.8 there is nothing to separate."""
-    dev_problems: int = 16
+    dev_problems: int = 8
     """Problems of each round on which the setting is chosen (paper: about 600 of 11,500)."""
     n_star: int = 1
     """Wanted number of distinct right solutions per problem (code: 8 of 64 samples; like M/N, about 1 here)."""
     per_problem: int = 6
     """At most so many solutions of a problem are kept (paper: the cap that makes 67,500 of 11,500 problems, 5.9)."""
-    updates: int = 30
+    updates: int = 15
     """Optimiser steps per round (paper: 500); twice as many for arms whose last round alone counts (ours)."""
     batch_size: int = 16
     """Solutions per optimiser step (paper: 128)."""

@@ -46,7 +46,7 @@ class Config(RunConfig):
 
     learning_rate: float = 1e-3
     """Chosen on validation problems (paper: 5e-6, full fine-tuning)."""
-    updates: int = 80
+    updates: int = 40
     """Optimiser steps, ``prompts`` problems each, one rollout a problem: half of the protocol's (paper: 100 of 32)."""
     divergence: Kind = "forward"
     """forward: KL(teacher || student) as in v3; reverse; jsd (first release); sampled: policy gradient (ablation)."""

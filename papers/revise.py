@@ -54,7 +54,7 @@ class Config(RunConfig):
     """Of both stages; chosen on validation problems (paper: 1e-4 or 1e-5, full fine-tuning)."""
     refine: str = prompts.CUE_WRONG
     """The decision token [refine]: any text that is one trained token of the model's tokenizer (paper: reserved)."""
-    verify_steps: int = 10
+    verify_steps: int = 5
     """Of the ``steps``, those of stage 1; the others are stage 2 (paper: one epoch each)."""
     minibatches: int = 4
     """Optimiser steps per rollout step, of about 60 pairs each (code: 32 pairs)."""

@@ -68,7 +68,7 @@ class Config(RunConfig):
     """Temperature of the weights (code: 0.4)."""
     criteria: Literal["all", "success"] = "all"
     """Attempts that are trained on: all of them (README), or right ones alone."""
-    updates: int = 80
+    updates: int = 40
     """Optimiser steps of each fine-tuning from the base, as many as RFT takes (paper: epochs)."""
     batch: int = 32
     """Examples per optimiser step, as many as RFT's (code: 64)."""

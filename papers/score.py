@@ -18,7 +18,7 @@ How this differs from the paper and why.
 - Single-turn RL is the kit's GRPO (several updates a step, no KL); the paper's is its objective on the first attempt.
 - The first attempts are always the policy's own; the paper mixes stored ones of the base in for some experiments.
 - STaR and Pair-SFT learn the second attempt only: with a loss on the first, wrong->right traces would teach mistakes.
-- LoRA and a higher learning rate in place of full fine-tuning at 5e-6; 40 steps in place of 3000; the last checkpoint
+- LoRA and a higher learning rate in place of full fine-tuning at 5e-6; 20 steps in place of 3000; the last checkpoint
   is reported, not the one with the best training reward.
 
 Commands.

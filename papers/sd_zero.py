@@ -18,7 +18,7 @@ How this differs from the paper and why.
 - The official teacher's first copy of an answer keeps its end token. Here the phrase follows the text, as in phase 1.
 - SRT's two losses are summed as in the text; the code trains one after the other. The phrase stands in the assistant's
   turn in both phases. Revisions are not cleaned (the code cuts repeated endings and greetings).
-- Phase 1 has a quarter of the samples (paper: 40 of 49 k): the built-in model is a fair reviser from the start.
+- Phase 1 has a fifth of the samples (paper: 40 of 49 k): the built-in model is a fair reviser from the start.
 - RFT and GRPO draw 8 answers a problem (paper: 4), phase 2 one: at equal samples it sees more problems. Phase 2 has 4
   optimiser steps a rollout step, SRT epochs over what the base gave. Online RFT, the stronger bar, is not in the paper.
 
@@ -53,7 +53,7 @@ class Config(RunConfig):
     """Of phase 2 and SDFT (code: 5e-6, no LoRA)."""
     srt_learning_rate: float = 1e-3
     """Of phase 1 (code: 5e-6, no LoRA)."""
-    phase_one: float = 0.25
+    phase_one: float = 0.2
     """Share of the completions that SD-Zero's phase 1 takes (paper: 0.8; chosen on validation)."""
     revisions: int = 3
     """Revisions of each draft in phase 1 (paper: 3)."""

@@ -47,7 +47,7 @@ class RunConfig:
     """Limit of one completion; a truncated completion is wrong."""
     temperature: float = 1.0
     """Sampling temperature of rollouts and of the evaluation."""
-    steps: int = 20
+    steps: int = 10
     """Rollout steps; with prompts and samples the protocol's budget of completions."""
     prompts: int = 32
     """Problems per rollout step."""
@@ -61,9 +61,9 @@ class RunConfig:
     """Gradients are clipped to this norm."""
     tokens_per_batch: int = 2048
     """Token budget of one micro-batch, prompts and padding included; it changes memory and speed, not results."""
-    rows_per_batch: int = 256
+    rows_per_batch: int = 1024
     """Completions that are decoded side by side."""
-    monitors: int = 8
+    monitors: int = 5
     """Measurements of the accuracy on validation problems over each stage of a training, outside its budget."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

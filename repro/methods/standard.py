@@ -38,7 +38,7 @@ class Config(RunConfig):
 
     minibatches: int = 4
     """Optimiser steps per rollout step of rft_online, grpo and dr_grpo."""
-    updates: int = 80
+    updates: int = 40
     """Optimiser steps of sft, rft and dpo: as many as the others take with the default ``steps``."""
     batch: int = 32
     """Solutions, or pairs of them, in one of these steps."""
