@@ -34,6 +34,7 @@ import torch
 
 from repro import BASE, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
 from repro.config import ConfigError
+from repro.methods.judge import judged
 from repro.methods.sft import draws, nll
 from repro.model.sampling import Completion
 from repro.model.training import cosine
@@ -65,7 +66,7 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"dev_problems": 8, "n_star": 2, "updates": 8},
-        "gpu": {"rounds": 6, "n_star": 4},
+        "gpu": {"rounds": 6, "n_star": 4, "dev_problems": 16, "updates": 30},
     }
 
 
@@ -111,13 +112,9 @@ def complete(completion: Completion) -> bool:
 
 
 def process_reward(run: Run, rollouts: Rollouts) -> torch.Tensor:
-    """2 P(Yes) - 1 of the base as a verifier of whole solutions, [problems, samples]; equal texts are read once."""
-    yes, no = run.policy.token("Yes"), run.policy.token("No")
-    texts = list(dict.fromkeys((i, c.text) for i, group in enumerate(rollouts.completions) for c in group))
-    batch = Batch([(run.policy.encode(prompts.verify(rollouts.problems[i], text)), [yes]) for i, text in texts])
-    log_odds = run.values(batch, lambda logits, _: logits[:, yes] - logits[:, no], adapter=BASE)
-    score = dict(zip(texts, torch.tanh(log_odds / 2).tolist(), strict=True))  # 2 sigmoid(x) - 1 = tanh(x / 2)
-    return torch.tensor([[score[i, c.text] for c in group] for i, group in enumerate(rollouts.completions)])
+    """2 P(Yes) - 1 of the base as a verifier of whole solutions, [problems, samples]."""
+    odds = judged(run, rollouts.problems, [[c.text for c in group] for group in rollouts.completions], adapter=BASE)
+    return torch.tanh(odds / 2)  # 2 sigmoid(x) - 1
 
 
 def draw(run: Run, problems: list, samples: int, temperature: float, process: bool) -> Pool:

@@ -69,6 +69,7 @@ class Config(RunConfig):
     """Never solved: so many samples of the base are all wrong (paper: 128)."""
 
     PRESETS = {  # noqa: RUF012
+        "tiny": {"steps": 20},
         "smol": {"pool_problems": 48, "pool_samples": 4, "hard_problems": 40, "hard_samples": 8},
         "gpu": {"pool_problems": 512, "attempts": 2, "sft_learning_rate": 1e-5},
     }
@@ -282,7 +283,8 @@ PAPER = Paper(
     arxiv="2601.14209",
     config=Config,
     family="credit assignment",
-    departs="other problems: a pool that the base never solves; the search for it is paid out of the same completions",
+    departs="other problems, which the base never solves; the search for them is paid out of the completions, on tiny "
+    "twice the protocol's, or hardly any would be left for RL",
     arms={
         "rl": partial(train, kind=None),
         "sft_reference_rl": partial(train, kind="reference"),

@@ -13,19 +13,18 @@ import numpy as np
 import torch
 
 from repro.config import RunConfig
-from repro.evaluation import evaluate
+from repro.evaluation import SAMPLES, evaluate
 from repro.launch.record import command, data_identity, dump, machine, model_identity
 from repro.launch.storage import load_checkpoint, only_process, write_atomically
 from repro.launch.task import Task
 from repro.launch.track import Log, tracking
 from repro.methods import standard
 from repro.model.policy import check_model, pick_device
-from repro.model.sampling import Completion
 from repro.model.training import NonFiniteLoss
 from repro.paper import Paper
 from repro.results.metric import Metric, number
 from repro.results.metrics import interval
-from repro.run import Rollouts, Run, say
+from repro.run import Rollouts, Run, as_rows, from_rows, say
 from repro.scripts import STANDARD, load_script
 from repro.tasks.loading import load
 
@@ -94,6 +93,7 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         began = time.monotonic()
         result = _measure_shared(run, out) if paper.arms[arm].standard else _train_and_evaluate(run, track)
         write_atomically(result_file, lambda file: file.write(dump(result).encode()))
+        (folder / f"{SAMPLES}.pt").unlink(missing_ok=True)
     say(f"{paper.slug}/{arm} seed {seed}: {result['status']} after {time.monotonic() - began:.0f} s")
     return result
 
@@ -134,7 +134,7 @@ def _measure_shared(run: Run, out: str) -> dict:
     folder = run_folder(standard.PAPER, settings, arm, run.seed, out)
     if checkpoint := load_checkpoint(folder, say):
         run.policy.load_adapter_state(checkpoint["adapter"])
-    rollouts = _kept(folder / ROLLOUTS, run)
+    run.evaluated_in, rollouts = folder, _kept(folder / ROLLOUTS, run)
     with run.phase("evaluate"):
         metrics = run.paper.measure(run, run.config, rollouts)
     run.recorder.flush()
@@ -147,14 +147,13 @@ def _spent(run: Run) -> dict[str, int]:
 
 
 def _keep(rollouts: Rollouts, file: Path) -> None:
-    rows = [[(c.prompt, c.ids, c.logprobs, c.text, c.truncated) for c in group] for group in rollouts.completions]
-    write_atomically(file, lambda f: torch.save({"completions": rows, "rewards": rollouts.rewards}, f))
+    content = {"completions": as_rows(rollouts.completions), "rewards": rollouts.rewards}
+    write_atomically(file, lambda f: torch.save(content, f))
 
 
 def _kept(file: Path, run: Run) -> Rollouts:
     stored = torch.load(file, weights_only=True)
-    completions = [[Completion(*row) for row in group] for group in stored["completions"]]
-    return Rollouts(run.held_out(), completions, stored["rewards"])
+    return Rollouts(run.held_out(), from_rows(stored["completions"]), stored["rewards"])
 
 
 def _result(run: Run, metrics: dict[str, Metric], budget: dict, phases: dict) -> dict:

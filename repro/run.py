@@ -33,6 +33,8 @@ from repro.tasks.problem import Problem
 from repro.tasks.prompts import Chat
 from repro.tasks.rewards import score
 
+BATCHES = 4  # of the sampler in a block that is saved
+
 
 @dataclass
 class Rollouts:
@@ -65,6 +67,7 @@ class Run:
 
     def __init__(self, paper: Paper, arm: str, seed: int, config: RunConfig, folder: Path):
         self.paper, self.arm, self.seed, self.config, self.folder = paper, arm, seed, config, folder
+        self.evaluated_in = folder  # of a standard arm's evaluation that a paper measures more on: that arm's folder
         self.policy = Policy(config, seed)
         self.trainer = Trainer(
             self.policy, config.learning_rate, config.warmup, config.max_grad_norm, config.tokens_per_batch, say
@@ -185,6 +188,40 @@ class Run:
         self.spend(completions=len(chats) * samples)
         self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
         return completions
+
+    def sample_in_blocks(
+        self,
+        name: str,
+        chats: Sequence[Chat | Sequence[int]],
+        samples: int,
+        temperature: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[list[Completion]]:
+        """As ``sample``, for what takes long: each block is saved under ``name``, and none is sampled twice.
+
+        A line for each tells how long the rest takes. Blocks are made of whole batches: the completions are the same.
+        """
+        generator, file = generator or self.generator, self.folder / f"{name}.pt"
+        encoded = [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        size = BATCHES * max(1, self.config.rows_per_batch // samples)
+        done: list = []
+        if file.exists():
+            stored = torch.load(file, weights_only=True)
+            done = stored["rows"]
+            generator.set_state(stored["generator"])
+        began, before = time.monotonic(), len(done)
+        for start in range(before, len(order), size):
+            block = [encoded[i] for i in order[start : start + size]]
+            done += as_rows(self.sample(block, samples, temperature, generator=generator))
+            if len(done) < len(order) or before:
+                state = {"rows": done, "generator": generator.get_state()}
+                write_atomically(file, lambda f, state=state: torch.save(state, f))
+                self._report(name, len(done), len(order), (time.monotonic() - began) / (len(done) - before), "problem")
+        found: list[list[Completion]] = [[] for _ in order]
+        for i, group in zip(order, from_rows(done), strict=True):
+            found[i] = group
+        return found
 
     def rewards(self, problems: Sequence[Problem], completions: list[list[Completion]]) -> torch.Tensor:
         """1 for a right final answer, else 0; a truncated completion is wrong. [problems, samples]."""
@@ -336,12 +373,12 @@ class Run:
             entry["seconds"] += time.monotonic() - began
             entry["peak_memory_bytes"] = max(entry["peak_memory_bytes"], peak)
 
-    def _report(self, stage: str, done: int, steps: int, rate: float) -> None:
-        last = self.history[-1]
+    def _report(self, stage: str, done: int, steps: int, rate: float, unit: str = "step") -> None:
+        last = self.history[-1] if self.history else {}
         shown = "  ".join(f"{k} {last[k]:.3f}" for k in self.paper.curves if k in last)
         left = datetime.timedelta(seconds=round(rate * (steps - done)))
         line = f"{self.paper.slug}/{self.arm} seed {self.seed}: {stage} {done}/{steps}  {shown}"
-        line = f"{line}  {rate:.1f} s/step, {left} left"
+        line = f"{line}  {rate:.1f} s/{unit}, {left} left"
         (self.folder / "progress.txt").write_text(line)
         say(line)
 
@@ -378,6 +415,16 @@ class Run:
         self.rng.set_state(content["rng"])
         self.history, self.phases, self.kept = content["history"], content["phases"], content["kept"]
         self.budget.update(content["budget"])
+
+
+def as_rows(completions: Sequence[Sequence[Completion]]) -> list[list[tuple]]:
+    """Completions as plain values, for a file."""
+    return [[(c.prompt, c.ids, c.logprobs, c.text, c.truncated) for c in group] for group in completions]
+
+
+def from_rows(rows: Sequence[Sequence[Sequence]]) -> list[list[Completion]]:
+    """What ``as_rows`` has made."""
+    return [[Completion(*row) for row in group] for group in rows]
 
 
 def entropy(completions: Sequence[Completion]) -> float:

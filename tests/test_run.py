@@ -1,5 +1,6 @@
 """Runs: stages and their resumption, losses and means, failed arms, shared arms, result files."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
@@ -177,6 +179,34 @@ def test_other_arms_train(arm, tmp_path):
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_large_evaluation_is_sampled_in_blocks_and_none_twice(tmp_path, monkeypatch):
+    config = replace(CONFIG, steps=0, eval_problems=12, eval_samples=2, rows_per_batch=2)  # blocks of 4 problems
+    paper = paper_of(one=lambda run, config: None)
+    calls, sample = [], Run.sample
+
+    def counted(self, chats, *args, stop_at=None, **more):
+        calls.append(len(chats))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return sample(self, chats, *args, **more)
+
+    monkeypatch.setattr(Run, "sample", counted)
+    whole = run_arm(paper, config, "one", 0, str(tmp_path / "whole"))
+    assert calls == [4, 4, 4, 12]  # the last one is greedy
+    calls.clear()
+    for stop in (2, 4, 0):  # in the second block; in the third; then to the end
+        with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
+            monkeypatch.setattr(Run, "sample", partialmethod(counted, stop_at=stop))
+            cut = run_arm(paper, config, "one", 0, str(tmp_path / "cut"))
+    assert calls == [4, 4, 4, 4, 4, 12]  # two of them were cut short
+    assert cut["metrics"] == whole["metrics"]
+    assert cut["per_problem"] == whole["per_problem"]
+    assert not list(tmp_path.rglob("evaluation-samples.pt"))
+    # the same completions as all at once
+    monkeypatch.setattr(Run, "sample_in_blocks", lambda self, name, *args, **more: sample(self, *args, **more))
+    assert run_arm(paper, config, "one", 0, str(tmp_path / "at once"))["per_problem"] == whole["per_problem"]
 
 
 def test_what_is_not_defined_is_left_out_of_results(tmp_path):

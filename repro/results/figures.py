@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from repro.results.summary import measured
+from repro.results.summary import measured, sizes
 
 
 def _pyplot() -> Any:
@@ -37,7 +37,7 @@ def draw(card: dict, results: Sequence[dict], target: Any) -> None:
             for arm in panel["arms"] or every
             if (mine := [r for r in results if r["arm"] == arm and r["status"] == "ok"])
         }
-        {"curve": _curve, "bars": _bars, "turns": _turns}[panel["kind"]](axis, panel, by_arm)
+        {"curve": _curve, "bars": _bars, "turns": _turns, "sizes": _sizes}[panel["kind"]](axis, panel, by_arm)
         axis.set_ylabel(panel["label"])
         axis.spines[["top", "right"]].set_visible(False)
         beside = {} if panel["kind"] == "curve" else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
@@ -85,6 +85,22 @@ def _turns(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
         axis.fill_between(x, low, high, color=f"C{number}", alpha=0.15, linewidth=0)
     axis.set_xticks(range(1, len(panel["names"]) + 1))
     axis.set_xlabel("turn")
+
+
+def _sizes(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
+    number = 0
+    for arm, mine in by_arm.items():
+        for stem in panel["names"]:
+            if not (named := sizes(mine, stem)):
+                continue
+            mean, low, high = np.asarray([_ends(mine, name) for _, name in named]).T
+            x, label = [k for k, _ in named], stem if len(by_arm) == 1 else f"{arm}, {stem}"
+            axis.plot(x, mean, "o-", color=f"C{number}", label=label, markersize=3)
+            axis.fill_between(x, low, high, color=f"C{number}", alpha=0.1, linewidth=0)
+            number += 1
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel(panel["x"].replace("_", " "))
 
 
 def _ends(rows: Sequence[dict], metric: str) -> tuple[float, float, float] | None:

@@ -116,7 +116,7 @@ def _arm(card: dict, arm: dict, rows: Sequence[dict]) -> dict | None:
     mine = [r for r in rows if r["arm"] == arm["name"] and r["status"] == "ok"]
     if not mine:
         return None
-    shown = dict.fromkeys([*card["columns"], *ALWAYS, *(n for p in card["panels"] for n in _panel_names(p))])
+    shown = dict.fromkeys([*card["columns"], *ALWAYS, *(n for p in card["panels"] for n in _panel_names(p, mine))])
     metrics = {name: entry for name in shown if (entry := measured(mine, name))}
     spent = {name: float(np.mean([r["budget"].get(name, 0) for r in mine])) for name in SPENT}
     peaks = [phase["peak_memory_bytes"] for r in mine for phase in r["phases"].values()]
@@ -137,8 +137,17 @@ def _arm(card: dict, arm: dict, rows: Sequence[dict]) -> dict | None:
     }
 
 
-def _panel_names(panel: dict) -> Sequence[str]:
+def _panel_names(panel: dict, rows: Sequence[dict]) -> Sequence[str]:
+    if panel["kind"] == "sizes":
+        return [name for stem in panel["names"] for _, name in sizes(rows, stem)]
     return () if panel["kind"] == "curve" else panel["names"]
+
+
+def sizes(rows: Sequence[dict], stem: str) -> list[tuple[int, str]]:
+    """The metrics ``stem@K`` of some rows as (K, name), K growing."""
+    names = {name for row in rows for name in row["metrics"]}
+    found = [(name.removeprefix(f"{stem}@"), name) for name in names if name.startswith(f"{stem}@")]
+    return sorted((int(k), name) for k, name in found if k.isdigit())
 
 
 def measured(rows: Sequence[dict], metric: str) -> dict | None:

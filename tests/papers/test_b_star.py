@@ -188,7 +188,8 @@ class Scripted:
     def values(self, batch, function, adapter, temperature=1.0):
         assert temperature == 1.0 and adapter == BASE  # a verdict isn't a sample
         self.read = batch.sequences
-        return torch.tensor(self.log_odds[: len(batch.sequences)])
+        yes = torch.tensor(self.log_odds[: len(batch.sequences)])
+        return torch.stack([yes, torch.zeros_like(yes)], -1)
 
     def log(self, **values):
         self.logged |= values
@@ -239,7 +240,7 @@ def test_course_is_measured_from_its_first_to_its_last_round():
 # --- the loop -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("preset", "expected"), [("tiny", (128, 10)), ("smol", (16, 16)), ("gpu", (128, 10))])
+@pytest.mark.parametrize(("preset", "expected"), [("tiny", (64, 10)), ("smol", (16, 16)), ("gpu", (128, 10))])
 def test_search_and_sampling_cost_what_the_protocol_has(preset, expected):
     config = Config.for_preset(preset)
     assert shape(config) == expected
@@ -250,9 +251,9 @@ def test_search_and_sampling_cost_what_the_protocol_has(preset, expected):
 
 
 def test_a_search_that_leaves_nothing_is_refused():
-    with pytest.raises(ConfigError, match="--dev-problems 54: at most 53 "):
-        shape(Config(dev_problems=54))  # 160 problems a round: 54 of them at 3 temperatures are more
-    assert shape(Config(dev_problems=53))[0] == 54
+    with pytest.raises(ConfigError, match="--dev-problems 27: at most 26 "):
+        shape(Config(dev_problems=27))  # 80 problems a round: 27 of them at 3 temperatures are more
+    assert shape(Config(dev_problems=26))[0] == 28
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,67 @@
+"""What a model says of texts: Yes or No of a solution, one of several choices. Read in one pass, nothing is sampled.
+
+Scores are at temperature 1, whatever the sampling temperature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from repro.model.policy import POLICY
+from repro.model.training import Batch
+from repro.run import Run
+from repro.tasks import prompts
+from repro.tasks.problem import Problem
+from repro.tasks.prompts import Chat
+
+
+def choice_logprobs(run: Run, chats: Sequence[Chat], choices: Sequence[str], adapter: str = POLICY) -> torch.Tensor:
+    """log P of each choice, one token each, as the next token of each conversation, [chats, choices].
+
+    Not renormalised over the choices; equal conversations are read once. Raises ConfigError for a choice that isn't
+    one token.
+    """
+    tokens = [run.policy.token(choice) for choice in choices]
+    if not chats:
+        return torch.zeros(0, len(tokens))
+    encoded = [tuple(run.policy.encode(chat)) for chat in chats]
+    once = list(dict.fromkeys(encoded))
+    batch = Batch([(ids, tokens[:1]) for ids in once])
+    read = run.values(batch, lambda logits, _: logits.log_softmax(-1)[:, tokens], adapter).cpu()
+    place = {ids: i for i, ids in enumerate(once)}
+    return read[[place[ids] for ids in encoded]]
+
+
+def log_odds(run: Run, chats: Sequence[Chat], yes: str = "Yes", no: str = "No", adapter: str = POLICY) -> torch.Tensor:
+    """log P(yes) - log P(no), [chats]; its sigmoid is P(yes) among the two."""
+    read = choice_logprobs(run, chats, (yes, no), adapter)
+    return read[:, 0] - read[:, 1]
+
+
+def judged(
+    run: Run,
+    problems: Sequence[Problem],
+    texts: Sequence[Sequence[str]],
+    ask: Callable[[Problem, str], Chat] = prompts.verify,
+    adapter: str = POLICY,
+) -> torch.Tensor:
+    """Log-odds that each text of each problem is right, in the model's own words, [problems, texts].
+
+    ``ask``: ``prompts.verify``, ``verify_steps`` (of the first steps) or ``verify_with_reference``.
+    """
+    chats = [ask(problem, text) for problem, group in zip(problems, texts, strict=True) for text in group]
+    return log_odds(run, chats, adapter=adapter).view(len(problems), -1)
+
+
+def preferred(
+    run: Run, pairs: Sequence[tuple[Problem, str, str]], both_orders: bool = True, adapter: str = POLICY
+) -> torch.Tensor:
+    """P(the first of two solutions is the right one), [pairs]; mean of both orders unless one is asked for."""
+    asked = [prompts.compare(problem, first, second) for problem, first, second in pairs]
+    shown_first = log_odds(run, asked, "A", "B", adapter).sigmoid()
+    if not both_orders:
+        return shown_first
+    swapped = [prompts.compare(problem, second, first) for problem, first, second in pairs]
+    return (shown_first + log_odds(run, swapped, "B", "A", adapter).sigmoid()) / 2

@@ -1,0 +1,214 @@
+"""A pool: many samples of each problem by one model, drawn once, scored once, read by many papers.
+
+The pool of the base is the evaluation of the standard arm ``base`` with as many ``eval_samples``: all papers that ask
+for the same ones share it, and its scores stand beside it in the arm's folder. Selectors choose an answer from some of
+a problem's samples; estimates are over subsets of the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import comb
+
+import numpy as np
+import torch
+
+from repro.config import RunConfig
+from repro.launch.storage import write_atomically
+from repro.methods.judge import judged
+from repro.methods.multiturn import final_answers
+from repro.model.logprobs import token_entropy, token_logprob
+from repro.model.sampling import Completion
+from repro.model.training import Batch
+from repro.results.files import locked
+from repro.results.metrics import majority
+from repro.run import Rollouts, Run
+from repro.tasks.problem import Problem
+
+TOKEN_SCORES = ("logp", "entropy", "certainty", "perplexity", "gini")
+Select = Callable[[Sequence[str | None], np.ndarray], str | None]  # answers and scores of some samples -> an answer
+
+
+def self_certainty(logits: torch.Tensor) -> torch.Tensor:
+    """KL(uniform || p) = logsumexp - mean - log V, [tokens] (2502.18581, equation 9)."""
+    return logits.logsumexp(-1) - logits.mean(-1) - np.log(logits.shape[-1])
+
+
+def token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """TOKEN_SCORES at temperature 1, [tokens, 5]: log p(target), H(p), KL(uniform || p), exp(H(p)), sum of p^2."""
+    entropy = token_entropy(logits, targets)
+    gini = logits.softmax(-1).square().sum(-1)
+    return torch.stack([token_logprob(logits, targets), entropy, self_certainty(logits), entropy.exp(), gini], -1)
+
+
+@dataclass(frozen=True)
+class PoolConfig(RunConfig):
+    """Settings of papers on a pool: more samples of fewer problems than the common evaluation has."""
+
+    eval_problems: int = 256
+    """Held-out problems of the pool."""
+    eval_samples: int = 64
+    """Samples of each."""
+
+    PRESETS = {  # noqa: RUF012
+        "smol": {"eval_problems": 40, "eval_samples": 16},
+        "gpu": {"eval_problems": 500, "eval_samples": 64},
+    }
+
+    @property
+    def sizes(self) -> list[int]:
+        """Numbers of samples that curves are drawn over: powers of two, and the whole pool."""
+        return [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < self.eval_samples] + [self.eval_samples]
+
+
+@dataclass
+class Pool:
+    """N samples of P problems; arrays are [P, N].
+
+    ``answers``: final ones, equal ones written alike, None where there is none or the sample is truncated. ``sums``:
+    of the TOKEN_SCORES over a sample's tokens, its end included; ``tokens``: their number. ``odds``: the model's
+    log-odds that the solution is right. ``right``: 1 or 0.
+    """
+
+    problems: list[Problem]
+    completions: list[list[Completion]]
+    answers: list[list[str | None]]
+    right: np.ndarray
+    sums: dict[str, np.ndarray]
+    tokens: np.ndarray
+    odds: np.ndarray
+
+    def mean(self, score: str) -> np.ndarray:
+        """The mean of a token score over each sample's tokens."""
+        return self.sums[score] / self.tokens
+
+
+def pool_of(run: Run, rollouts: Rollouts) -> Pool:
+    """The pool that the evaluation's rollouts are, with scores by the run's policy; those are made once."""
+    texts = [[c.text for c in group] for group in rollouts.completions]
+    with locked(run.evaluated_in):
+        file = run.evaluated_in / "scores.pt"
+        if file.exists():
+            scores = torch.load(file, weights_only=True)
+        else:
+            scores = {"tokens": _summed(run, rollouts), "odds": judged(run, rollouts.problems, texts)}
+            write_atomically(file, lambda f: torch.save(scores, f))
+    lengths = np.array([[len(c.ids) for c in group] for group in rollouts.completions])
+    answers = [
+        [None if c.truncated else a for a, c in zip(final_answers(shown), group, strict=True)]
+        for shown, group in zip(texts, rollouts.completions, strict=True)
+    ]
+    sums = dict(zip(TOKEN_SCORES, scores["tokens"].double().numpy(), strict=True))
+    right = rollouts.rewards.double().numpy()
+    return Pool(rollouts.problems, rollouts.completions, answers, right, sums, lengths, scores["odds"].double().numpy())
+
+
+def _summed(run: Run, rollouts: Rollouts) -> torch.Tensor:
+    """Sums of the token scores, [scores, problems, samples]; equal samples of a problem are read once."""
+    flat = [c for group in rollouts.completions for c in group]
+    once = {(c.prompt, c.ids): c for c in flat}
+    batch = Batch([(c.prompt, c.ids) for c in once.values()])
+    rows = run.values(batch, token_scores).cpu().split(batch.lengths)
+    found = dict(zip(once, (row.double().sum(0) for row in rows), strict=True))
+    read = torch.stack([found[c.prompt, c.ids] for c in flat])
+    return read.T.reshape(-1, len(rollouts.completions), len(rollouts.completions[0]))
+
+
+# --- selectors: an answer from some samples --------------------------------------------------------------------------
+
+
+def vote(answers: Sequence[str | None], scores: np.ndarray) -> str | None:
+    """The answer with the largest sum of scores; the first seen wins a tie. Equal scores: the majority."""
+    return majority(answers, list(scores))
+
+
+def best(answers: Sequence[str | None], scores: np.ndarray) -> str | None:
+    """The answer of the sample with the largest score among those with one (best-of-N); the first of equals."""
+    with_answer = [i for i, a in enumerate(answers) if a is not None]
+    return answers[max(with_answer, key=lambda i: scores[i])] if with_answer else None
+
+
+def average(answers: Sequence[str | None], scores: np.ndarray) -> str | None:
+    """The answer with the largest mean score; the first seen wins a tie."""
+    of: dict[str, list[float]] = {}
+    for answer, score in zip(answers, scores, strict=True):
+        if answer is not None:
+            of.setdefault(answer, []).append(float(score))
+    return max(of, key=lambda a: sum(of[a]) / len(of[a])) if of else None
+
+
+def borda(power: float) -> Select:
+    """A vote in which the sample of rank r among N counts (N - r + 1)^power (2502.18581, section 4).
+
+    Samples without an answer keep their rank and don't vote; equal scores rank in their order. Power 0 is the
+    majority, a large one the best.
+    """
+
+    def select(answers: Sequence[str | None], scores: np.ndarray) -> str | None:
+        order = sorted(range(len(answers)), key=lambda i: -scores[i])
+        weights = np.empty(len(answers))
+        weights[order] = np.arange(len(answers), 0, -1, dtype=float) ** power
+        return majority(answers, list(weights))
+
+    return select
+
+
+def first(answers: Sequence[str | None], scores: np.ndarray) -> str | None:
+    """The first answer that there is."""
+    return next((a for a in answers if a is not None), None)
+
+
+# --- estimates over subsets of the pool ------------------------------------------------------------------------------
+
+
+def subsets(size: int, k: int, draws: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """Sets of ``k`` of ``size`` samples in their order: all of them if there are at most ``draws``, else random ones.
+
+    The same ones for every selector and problem: differences between selectors are paired.
+    """
+    if comb(size, k) <= draws:
+        yield from (np.array(chosen) for chosen in combinations(range(size), k))
+        return
+    rng = np.random.default_rng([seed, size, k])
+    for _ in range(draws):
+        yield np.sort(rng.choice(size, k, replace=False))
+
+
+def accuracy_at(pool: Pool, k: int, select: Select, scores: np.ndarray | None = None, draws: int = 32) -> np.ndarray:
+    """Accuracy of a selector over ``k`` samples, mean over subsets, per problem [P]; ``scores`` None: all alike.
+
+    Raises ValueError for more samples than the pool has.
+    """
+    problems, size = pool.right.shape
+    if not 0 < k <= size:
+        raise ValueError(f"{k} samples of a pool of {size}")
+    scores = np.ones_like(pool.right) if scores is None else scores
+    found = np.zeros(problems)
+    chosen = list(subsets(size, k, draws))
+    for i, answers in enumerate(pool.answers):
+        value = {a: r for a, r in zip(answers, pool.right[i], strict=True) if a is not None}
+        for rows in chosen:
+            winner = select([answers[j] for j in rows], scores[i, rows])
+            found[i] += 0.0 if winner is None else value[winner]
+    return found / len(chosen)
+
+
+def best_of(values: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:
+    """Expected value of the sample with the largest score among ``k`` random ones without replacement, [P].
+
+    Exact: the sample of rank r among N is the best of k with probability C(N - r, k - 1) / C(N, k). Equal scores share
+    theirs. values, scores [P, N].
+    """
+    size = values.shape[1]
+    if not 0 < k <= size:
+        raise ValueError(f"{k} samples of a pool of {size}")
+    weight = np.array([comb(size - r, k - 1) / comb(size, k) for r in range(1, size + 1)])
+    out = np.empty(len(values))
+    for i, (value, score) in enumerate(zip(values, scores, strict=True)):
+        _, group = np.unique(-score, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        shared = np.bincount(group[order], weight) / np.bincount(group)  # mean weight of those with equal scores
+        out[i] = (shared[group] * value).sum()
+    return out
