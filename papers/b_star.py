@@ -66,6 +66,7 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"dev_problems": 8, "n_star": 2, "updates": 8},
+        "small": {"dev_problems": 4, "n_star": 2, "updates": 32},
         "gpu": {"rounds": 6, "n_star": 4, "dev_problems": 16, "updates": 30},
     }
 

@@ -71,6 +71,7 @@ class Config(RunConfig):
     PRESETS = {  # noqa: RUF012
         "tiny": {"steps": 20},
         "smol": {"pool_problems": 48, "pool_samples": 4, "hard_problems": 40, "hard_samples": 8},
+        "small": {"pool_problems": 96, "pool_samples": 4, "hard_problems": 200, "hard_samples": 8},
         "gpu": {"pool_problems": 512, "attempts": 2, "sft_learning_rate": 1e-5},
     }
 

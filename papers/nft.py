@@ -40,6 +40,10 @@ Omega = Literal["1", "1-r", "sqrt"]
 class Config(RunConfig):
     """NFT's hyperparameters."""
 
+    learning_rate: float = 1e-3
+    """Of NFT; chosen on validation problems (paper: 1e-6 for all arms, full fine-tuning)."""
+    rft_learning_rate: float = 2e-3
+    """Of RFT, chosen alike."""
     minibatches: int = 4
     """Optimiser steps per rollout step (paper: 16). With 1, NFT is Dr. GRPO by construction."""
     eps: float = 1.0
@@ -52,6 +56,12 @@ class Config(RunConfig):
     """The success rate r is kept within [r_min, 1 - r_min] (code)."""
     max_log_ratio: float = 10.0
     """Upper bound of log R, of right and wrong tokens alike (code)."""
+
+    PRESETS = {  # noqa: RUF012
+        "smol": {"rft_learning_rate": 2e-4},
+        "small": {"rft_learning_rate": 1e-4},
+        "gpu": {"rft_learning_rate": 2e-5},
+    }
 
 
 # --- the paper's loss -----------------------------------------------------------------------------------------------
@@ -97,7 +107,7 @@ def nft(run: Run, config: Config) -> None:
     def loss(logp: torch.Tensor, f: SimpleNamespace) -> torch.Tensor:
         return nft_loss(logp, f.old_logp, f.right, f.r_hat, config)
 
-    for _ in run.stage("train", config.steps):
+    for _ in run.stage("train", config.steps, learning_rate=config.learning_rate):
         rollouts = run.rollout(run.next_problems(config.prompts), config.samples).mixed()  # 0 < r_hat < 1
         if not rollouts.problems:
             continue
@@ -114,12 +124,12 @@ def nft(run: Run, config: Config) -> None:
 
 def rft(run: Run, config: Config) -> None:
     """The same loop without wrong answers and without prompt weights."""
-    nft(run, replace(config, neg_weight=0.0, omega="1"))
+    nft(run, replace(config, neg_weight=0.0, omega="1", learning_rate=config.rft_learning_rate))
 
 
 def rft_weighted(run: Run, config: Config) -> None:
     """RFT with NFT's prompt weight: what the weight alone does."""
-    nft(run, replace(config, neg_weight=0.0))
+    nft(run, replace(config, neg_weight=0.0, learning_rate=config.rft_learning_rate))
 
 
 PAPER = Paper(

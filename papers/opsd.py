@@ -59,6 +59,7 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 32, "clip": 0.05, "learning_rate": 2e-4},
+        "small": {"updates": 128, "clip": 0.05, "learning_rate": 5e-5},
         "gpu": {"updates": 100, "prompts": 32, "clip": 0.05, "learning_rate": 1e-5},
     }
 

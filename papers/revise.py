@@ -73,6 +73,7 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"refine": "Wait", "verify_steps": 8},
+        "small": {"refine": "Wait", "verify_steps": 16, "learning_rate": 1e-4},
         "gpu": {"refine": "Wait", "verify_steps": 30, "learning_rate": 5e-5},
     }
 

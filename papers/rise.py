@@ -79,6 +79,7 @@ class Config(RunConfig):
         "tiny": {"follow_up": "retry"},
         # a vote over five parallel attempts needs as many samples
         "smol": {"candidates": 8, "updates": 64, "batch": 8, "learning_rate": 2e-4, "eval_samples": TURNS},
+        "small": {"candidates": 8, "updates": 128, "batch": 8, "learning_rate": 1e-4, "eval_samples": TURNS},
         "gpu": {"candidates": 8, "updates": 240, "batch": 16, "learning_rate": 1e-4, "eval_samples": TURNS},
     }
 

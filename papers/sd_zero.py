@@ -49,9 +49,11 @@ from repro.verify import extract_answer
 class Config(RunConfig):
     """SD-Zero's hyperparameters."""
 
-    learning_rate: float = 1e-3
-    """Of phase 2 and SDFT (code: 5e-6, no LoRA)."""
-    srt_learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    """Of phase 2; all three were chosen on validation problems (code: 5e-6, no LoRA)."""
+    sdft_learning_rate: float = 1e-3
+    """Of SDFT."""
+    srt_learning_rate: float = 2e-3
     """Of phase 1 (code: 5e-6, no LoRA)."""
     phase_one: float = 0.2
     """Share of the completions that SD-Zero's phase 1 takes (paper: 0.8; chosen on validation)."""
@@ -74,8 +76,9 @@ class Config(RunConfig):
 
     # an SRT answer is draft, phrase and revision: with less room, truncation would look like a loss of accuracy
     PRESETS = {  # noqa: RUF012
-        "smol": {"max_new_tokens": 160, "phase_one": 0.125, "srt_learning_rate": 1e-4},
-        "gpu": {"max_new_tokens": 1024, "srt_learning_rate": 1e-4},
+        "smol": {"max_new_tokens": 160, "phase_one": 0.125, "srt_learning_rate": 1e-4, "sdft_learning_rate": 2e-4},
+        "small": {"max_new_tokens": 640, "srt_learning_rate": 1e-4, "sdft_learning_rate": 1e-4},
+        "gpu": {"max_new_tokens": 1024, "srt_learning_rate": 1e-4, "sdft_learning_rate": 2e-5},
     }
 
     def check(self) -> None:
@@ -148,7 +151,7 @@ def distill(run: Run, config: Config, contexts: Callable, teacher: str) -> None:
 def sdft(run: Run, config: Config) -> None:
     """Phase 2 with the base as the teacher, which reads the reference solution in place of answer and phrase."""
     encode, reads = run.policy.encode, prompts.solve_with_reference
-    for _ in run.stage("distil", config.steps):
+    for _ in run.stage("distil", config.steps, learning_rate=config.sdft_learning_rate):
         distill(run, config, lambda _, rollouts: [encode(reads(problem)) for problem in rollouts.problems], BASE)
 
 

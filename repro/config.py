@@ -19,8 +19,9 @@ class ConfigError(ValueError):
 class RunConfig:
     """The settings of one arm: same values, same result. Papers add theirs in a subclass."""
 
-    preset: Literal["tiny", "smol", "gpu"] = "tiny"
-    """tiny: built-in model and arithmetic, CPU. smol: SmolLM2-135M-Instruct. gpu: Qwen2.5-1.5B-Instruct, NF4, GSM8K."""
+    preset: Literal["tiny", "smol", "small", "gpu"] = "tiny"
+    """tiny: built-in model and arithmetic, CPU. smol: SmolLM2-135M-Instruct. small: Qwen2.5-0.5B-Instruct, GSM8K, CPU
+    or GPU. gpu: Qwen2.5-1.5B-Instruct, NF4, GSM8K."""
     model: str = "tiny"
     """tiny, smol, a local folder in transformers' format, or a hub id."""
     quantization: Literal["none", "nf4"] = "none"
@@ -80,6 +81,20 @@ class RunConfig:
             "prompts": 8,
             "steps": 16,
             "learning_rate": 2e-4,
+            "tokens_per_batch": 4096,
+            "rows_per_batch": 64,
+        },
+        "small": {
+            "model": "Qwen/Qwen2.5-0.5B-Instruct",
+            "dtype": "bfloat16",
+            "task": "gsm8k",
+            "eval_problems": 200,
+            "eval_samples": 16,
+            "max_new_tokens": 320,
+            "temperature": 0.7,
+            "prompts": 8,
+            "steps": 32,
+            "learning_rate": 1e-4,
             "tokens_per_batch": 4096,
             "rows_per_batch": 64,
         },

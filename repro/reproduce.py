@@ -165,7 +165,7 @@ class All:
 
     papers: tyro.conf.Positional[tuple[str, ...]] = ()
     """Only these papers."""
-    preset: Literal["tiny", "smol", "gpu"] = "tiny"
+    preset: Literal["tiny", "smol", "small", "gpu"] = "tiny"
     """Their settings, as in repro run PAPER --help."""
 
 

@@ -54,6 +54,7 @@ class PoolConfig(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"eval_problems": 40, "eval_samples": 16},
+        "small": {"eval_problems": 200, "eval_samples": 16},
         "gpu": {"eval_problems": 500, "eval_samples": 64},
     }
 

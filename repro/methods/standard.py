@@ -36,14 +36,16 @@ SHARED = (*WORLD, *SAMPLED)  # taken from the settings of the paper that asks fo
 class Config(RunConfig):
     """The standard arms' hyperparameters; each rate was chosen on validation problems (ours)."""
 
+    learning_rate: float = 2e-3
+    """Of rft_online, grpo and dr_grpo."""
     minibatches: int = 4
     """Optimiser steps per rollout step of rft_online, grpo and dr_grpo."""
     updates: int = 40
     """Optimiser steps of sft, rft and dpo: as many as the others take with the default ``steps``."""
     batch: int = 32
     """Solutions, or pairs of them, in one of these steps."""
-    sft_learning_rate: float = 1e-3
-    """Of sft and rft; ``learning_rate`` is that of rft_online, grpo and dr_grpo."""
+    sft_learning_rate: float = 2e-3
+    """Of sft and rft."""
     dpo_learning_rate: float = 1e-4
     """Of dpo: preference losses at the rates of the others destroy the policy."""
     beta: float = 0.1
@@ -51,6 +53,7 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 64, "batch": 8, "sft_learning_rate": 2e-4, "dpo_learning_rate": 5e-5},
+        "small": {"updates": 128, "batch": 8, "sft_learning_rate": 1e-4, "dpo_learning_rate": 1e-5},
         "gpu": {"updates": 240, "batch": 16, "sft_learning_rate": 1e-4, "dpo_learning_rate": 1e-5},
     }
 

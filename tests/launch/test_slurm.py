@@ -44,7 +44,7 @@ def test_what_stands_behind_slurm_is_for_sbatch():
 @pytest.mark.parametrize("name", [*paper_scripts(), "standard"])
 def test_settings_come_back_from_the_words_of_a_command(name):
     kind = load_script(find_script(name)).config
-    for preset in ("tiny", "smol", "gpu"):
+    for preset in ("tiny", "smol", "small", "gpu"):
         default = replace(kind.for_preset(preset), preset="")
         given = ["--preset", preset, "--learning-rate", "0.00025", "--task", "countdown"]
         changed, launch = parse(kind, given, "repro", "")
