@@ -336,7 +336,7 @@ def test_every_arm_trains_on_the_protocol_s_completions(arm, tmp_path):
 
 @pytest.mark.parametrize(
     ("preset", "steps", "conversations"),
-    [("tiny", 40, 2560), ("smol", 8, 512), ("gpu", 60, 3840)],
+    [("tiny", 20, 1280), ("smol", 8, 512), ("gpu", 60, 3840)],
 )
 def test_conversations_are_half_of_the_protocol_s_completions(preset, steps, conversations):
     config = Config.for_preset(preset)

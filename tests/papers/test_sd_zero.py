@@ -197,7 +197,7 @@ def test_a_standard_arm_is_its_own_reviser(tmp_path):
     assert result["per_problem"]["acc@t1"] == first.tolist()
 
 
-@pytest.mark.parametrize(("preset", "first"), [("tiny", 5), ("smol", 2), ("gpu", 15)])
+@pytest.mark.parametrize(("preset", "first"), [("tiny", 2), ("smol", 2), ("gpu", 12)])
 def test_phase_one_is_a_share_of_the_protocol(preset, first, tmp_path, monkeypatch):
     config, stages, drawn = Config.for_preset(preset), [], []
     draft = config.prompts * config.samples // (1 + config.revisions)
