@@ -10,7 +10,7 @@ import torch
 
 from repro.methods.sft import draws
 from repro.model.policy import BASE
-from repro.model.training import Batch
+from repro.model.training import Batch, TokenLoss
 
 if TYPE_CHECKING:
     from repro.run import Rollouts, Run
@@ -43,6 +43,14 @@ def train_dpo(
         rollouts = run.rollout(run.next_problems(problems), samples)
         run.kept.setdefault("pairs", []).extend(preference_pairs(rollouts, run.rng))
         run.log(pairs=len(run.kept["pairs"]))
+    train_on_pairs(run, updates, size, learning_rate, partial(dpo_loss, beta=beta, pairs=size))
+
+
+def train_on_pairs(run: Run, updates: int, size: int, learning_rate: float, loss: TokenLoss) -> None:
+    """``updates`` steps on ``size`` of the pairs in ``run.kept``, each epoch in a new order.
+
+    ``loss`` is given the base's log-probs as the field ``ref_logp``.
+    """
 
     def order() -> None:
         run.kept["order"] = list(draws(len(run.kept["pairs"]), updates, size, run.rng))
@@ -51,4 +59,4 @@ def train_dpo(
         if run.kept["order"]:
             batch = Batch([s for i in run.kept["order"][update] for s in run.kept["pairs"][i]])
             batch.fields["ref_logp"] = run.logprobs(batch, BASE)
-            run.update(batch, partial(dpo_loss, beta=beta, pairs=size), together=2)
+            run.update(batch, loss, together=2)

@@ -27,6 +27,11 @@ def train_rft(run: Run, steps: int, problems: int, samples: int, updates: int, s
         rollouts = run.rollout(run.next_problems(problems), samples)
         run.kept.setdefault("solutions", []).extend(right_solutions(rollouts))
         run.log(solutions=len(run.kept["solutions"]))
+    train_on_kept(run, updates, size, learning_rate)
+
+
+def train_on_kept(run: Run, updates: int, size: int, learning_rate: float) -> None:
+    """``updates`` steps of cross-entropy on ``size`` of the solutions in ``run.kept``, each epoch in a new order."""
 
     def order() -> None:
         run.kept["order"] = list(draws(len(run.kept["solutions"]), updates, size, run.rng))

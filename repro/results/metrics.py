@@ -1,4 +1,4 @@
-"""What the tables show: pass@k, majority@k, self-correction between two attempts, and intervals for all of them."""
+"""What the tables show: pass@k, majority@k, self-correction, calibration, and intervals for all of them."""
 
 from __future__ import annotations
 
@@ -87,6 +87,24 @@ def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float:
     if not len(right) or not len(wrong):
         return float("nan")
     return float(stats.mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
+
+
+def brier(probabilities: Sequence[float], labels: Sequence[float]) -> float:
+    """Mean squared difference of forecasts and outcomes; b (1 - b) for a constant forecast of the base rate b."""
+    return float(np.square(np.subtract(probabilities, labels)).mean())
+
+
+def ece(probabilities: Sequence[float], labels: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error: |mean forecast - frequency| in bins of equal counts, mean over items.
+
+    Equal forecasts are exchangeable: each counts with their mean outcome, or the items' order would decide which bin an
+    outcome falls into.
+    """
+    p, y = np.asarray(probabilities, dtype=float), np.asarray(labels, dtype=float)
+    order = np.argsort(p, kind="stable")
+    _, group = np.unique(p, return_inverse=True)
+    y = (np.bincount(group, y) / np.bincount(group))[group]
+    return float(sum(abs((p[rows] - y[rows]).sum()) for rows in np.array_split(order, bins)) / len(p))
 
 
 def interval(values: np.ndarray, level: float = 0.05, resamples: int = RESAMPLES) -> tuple[float, float]:

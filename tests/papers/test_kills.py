@@ -27,6 +27,8 @@ MORE = {
 }
 ARMS = {
     "intervention": "int_rl",
+    "p_true": "p_ik",
+    "sharpening": "sharpen_sft",
     "sd_zero": "sd_zero_sync",
     "rise": "rise_2",
 }  # else the paper's name

@@ -8,7 +8,9 @@ from scipy import stats
 
 from repro.results.metrics import (
     auroc,
+    brier,
     confidence_critique,
+    ece,
     interval,
     majority,
     majority_at_k,
@@ -75,6 +77,31 @@ def test_confidence_critique_of_the_score_table():
     first = np.repeat([1, 1, 0, 0], [368, 158, 46, 428])
     second = np.repeat([1, 0, 1, 0], [368, 158, 46, 428])
     assert confidence_critique(first, second) == pytest.approx({"CL": 0.700, "CS": 0.097, "RSS": 0.275}, abs=5e-4)
+
+
+def test_brier_worked_numbers():
+    assert brier([0.9, 0.2, 0.6], [1, 0, 0]) == pytest.approx(0.13667, abs=1e-5)
+    labels = [1, 0, 0, 0]
+    assert brier([0.25] * 4, labels) == pytest.approx(0.25 * 0.75)
+
+
+def test_calibration_error_has_bins_of_equal_counts():
+    forecasts, outcomes = np.arange(0.05, 1, 0.1), [0] * 5 + [1] * 5
+    assert ece(forecasts, outcomes) == pytest.approx(0.25)
+    rng = np.random.default_rng(0)
+    p = rng.random(10_000)
+    assert ece(p, rng.random(10_000) < p) < 0.02
+    assert ece(p**4, np.zeros(10_000)) == pytest.approx((p**4).mean())  # never above: no bin makes good for another
+
+
+def test_the_calibration_error_of_equal_forecasts_has_no_order():
+    labels = [1] * 30 + [0] * 70
+    assert ece([0.3] * 100, labels) == pytest.approx(0)
+    assert ece([0.5] * 100, labels) == pytest.approx(0.2)
+    rng = np.random.default_rng(0)
+    p, y = rng.integers(0, 4, 100) / 4, rng.integers(0, 2, 100)
+    order = rng.permutation(100)
+    assert ece(p, y) == pytest.approx(ece(p[order], y[order]))
 
 
 def test_auroc_is_the_share_of_ordered_pairs():
