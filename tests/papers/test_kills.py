@@ -21,15 +21,19 @@ MORE = {
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opsd": "--updates 40",
+    "p_true": "--updates 40 --batch 4",
     "revise": "--verify-steps 20 --refined-problems 8",
     "rise": "--updates 30 --batch 8 --turn-problems 8",
     "score": "--conversation-problems 2",
+    "self_certainty": "--eval-problems 160 --rows-per-batch 4",
+    "sharpening": "--updates 40 --batch 4",
 }
 ARMS = {
     "intervention": "int_rl",
     "p_true": "p_ik",
     "sharpening": "sharpen_sft",
     "sd_zero": "sd_zero_sync",
+    "self_certainty": "base",
     "rise": "rise_2",
 }  # else the paper's name
 
@@ -53,7 +57,7 @@ class Script:
     def outcome(self) -> tuple[dict, dict]:
         (file,) = self.out.glob(f"{self.name}/*/*/result.json")
         result, checkpoint = json.loads(file.read_text()), file.with_name("checkpoint.pt")
-        weights = torch.load(checkpoint, weights_only=True)["adapter"]
+        weights = torch.load(checkpoint, weights_only=True)["adapter"] if checkpoint.exists() else {}
         return {k: v for k, v in result.items() if k not in TIMED}, weights
 
 
@@ -67,7 +71,7 @@ def test_killed_twenty_times_it_ends_bit_identical(name, tmp_path):
     while kills < KILLS:
         process, began = killed.start(), time.monotonic()
         if rng.random() < 0.4:  # behind a step that was finished in this process
-            while (line := process.stderr.readline()) and "s/step" not in line:
+            while (line := process.stderr.readline()) and " left" not in line:
                 pass
             startup = min(startup, time.monotonic() - began)
             time.sleep(0.2 * rng.random())
