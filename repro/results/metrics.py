@@ -89,6 +89,15 @@ def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float:
     return float(stats.mannwhitneyu(right, wrong).statistic / (len(right) * len(wrong)))
 
 
+def ratio(part: Sequence[float], whole: Sequence[float]) -> np.ndarray:
+    """Values [problems] whose mean is sum(part) / sum(whole), so that a ratio is paired by problem; NaN for 0 / 0.
+
+    Resampled, they leave the denominator as it is.
+    """
+    part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
+    return part / whole.mean() if whole.any() else np.full(len(part), np.nan)
+
+
 def interval(values: np.ndarray, level: float = 0.05, resamples: int = RESAMPLES) -> tuple[float, float]:
     """Interval of the mean of ``values`` [seeds, problems] that misses in a share ``level``: 0.05 for one of 95 %.
 
