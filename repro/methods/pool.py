@@ -97,13 +97,18 @@ def pool_of(run: Run, rollouts: Rollouts) -> Pool:
             scores = {"tokens": _summed(run, rollouts), "odds": judged(run, rollouts.problems, texts)}
             write_atomically(file, lambda f: torch.save(scores, f))
     lengths = np.array([[len(c.ids) for c in group] for group in rollouts.completions])
-    answers = [
-        [None if c.truncated else a for a, c in zip(final_answers(shown), group, strict=True)]
-        for shown, group in zip(texts, rollouts.completions, strict=True)
-    ]
+    answers = answers_of(rollouts)
     sums = dict(zip(TOKEN_SCORES, scores["tokens"].double().numpy(), strict=True))
     right = rollouts.rewards.double().numpy()
     return Pool(rollouts.problems, rollouts.completions, answers, right, sums, lengths, scores["odds"].double().numpy())
+
+
+def answers_of(rollouts: Rollouts) -> list[list[str | None]]:
+    """Final answers [problems][samples], equal ones of a problem written alike; None: there is none, or truncated."""
+    return [
+        [None if c.truncated else a for a, c in zip(final_answers([c.text for c in group]), group, strict=True)]
+        for group in rollouts.completions
+    ]
 
 
 def _summed(run: Run, rollouts: Rollouts) -> torch.Tensor:

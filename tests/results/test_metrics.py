@@ -16,6 +16,7 @@ from repro.results.metrics import (
     majority_at_k,
     p_value,
     pass_at_k,
+    ratio,
     self_correction,
 )
 
@@ -160,3 +161,10 @@ def test_p_value_says_when_the_interval_ends_at_the_threshold():
     low, high = interval(values, 0.05)
     assert p_value(values, low) == pytest.approx(0.05, abs=0.02) == p_value(values, high)
     assert p_value(values, low - 0.02) < 0.01 and p_value(values, values.mean()) > 0.99
+
+
+def test_a_ratio_over_problems_is_the_mean_of_its_values():
+    part, whole = [1.0, 0.0, 2.0], [2.0, 0.0, 6.0]
+    assert ratio(part, whole).mean() == pytest.approx(3 / 8)
+    assert ratio(part, whole)[1] == 0
+    assert np.isnan(ratio([0.0, 0.0], [0.0, 0.0])).all()
