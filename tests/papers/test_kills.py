@@ -19,6 +19,7 @@ KILLS = 20
 COMMON = "--steps 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
 MORE = {
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
+    "conf_critique": "--updates 8 --batch 8",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opsd": "--updates 40",
     "revise": "--verify-steps 20 --refined-problems 8",
@@ -26,6 +27,7 @@ MORE = {
     "score": "--conversation-problems 2",
 }
 ARMS = {
+    "conf_critique": "cct",
     "intervention": "int_rl",
     "sd_zero": "sd_zero_sync",
     "rise": "rise_2",

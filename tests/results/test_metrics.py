@@ -14,6 +14,7 @@ from repro.results.metrics import (
     majority_at_k,
     p_value,
     pass_at_k,
+    ratio,
     self_correction,
 )
 
@@ -75,6 +76,19 @@ def test_confidence_critique_of_the_score_table():
     first = np.repeat([1, 1, 0, 0], [368, 158, 46, 428])
     second = np.repeat([1, 0, 1, 0], [368, 158, 46, 428])
     assert confidence_critique(first, second) == pytest.approx({"CL": 0.700, "CS": 0.097, "RSS": 0.275}, abs=5e-4)
+
+
+def test_a_ratio_s_values_have_its_mean_and_its_spread():
+    rng = np.random.default_rng(0)
+    weight = rng.random(400)
+    part = weight * (rng.random(400) < 0.3 + 0.5 * weight)
+    values = ratio(part, weight)
+    assert values.mean() == pytest.approx(part.sum() / weight.sum())
+    drawn = rng.integers(0, 400, (4000, 400))
+    spread = (part[drawn].sum(1) / weight[drawn].sum(1)).std()
+    assert values.std() / 20 == pytest.approx(spread, rel=0.05)
+    assert ratio([1, 0, 2], [1, 1, 1]).tolist() == pytest.approx([1, 0, 2])  # a plain mean keeps its values
+    assert np.isnan(ratio([0, 0], [0, 0])).all()
 
 
 def test_auroc_is_the_share_of_ordered_pairs():
