@@ -31,7 +31,7 @@ Commands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -41,7 +41,7 @@ import torch
 from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
 from repro.config import ConfigError
 from repro.methods.judge import choice_logprobs
-from repro.methods.multiturn import go_on, turn_metrics
+from repro.methods.multiturn import go_on, retry, turn_metrics
 from repro.methods.sft import draws, nll, solution_batch
 from repro.results.metric import number, share
 from repro.results.metrics import Chances, chances_by_labels, chances_by_samples, decompose
@@ -102,18 +102,11 @@ def shown(chances: Chances, suffix: str = "") -> dict[str, Metric]:
 # --- second turns and examples --------------------------------------------------------------------------------------
 
 
-def second_turn(
-    problem: Problem, attempts: Sequence[str], ask: Callable[..., prompts.Chat] = prompts.another
-) -> prompts.Chat:
-    """The problem, the first attempt, and what is said to it."""
-    return ask(prompts.solve(problem), attempts[0])
-
-
 FOLLOW_UPS = {  # of the evaluation by the suffix of their metrics; "" is that of the training
-    "": second_turn,
-    ", doubt": partial(second_turn, ask=prompts.retry),
-    ", confidence": partial(second_turn, ask=partial(prompts.revise, right=True)),
-    ", critique": partial(second_turn, ask=partial(prompts.revise, right=False)),
+    "": partial(retry, ask=prompts.another),
+    ", doubt": retry,
+    ", confidence": partial(retry, ask=partial(prompts.revise, right=True)),
+    ", critique": partial(retry, ask=partial(prompts.revise, right=False)),
 }
 
 
@@ -134,7 +127,7 @@ def examples(run: Run, rollouts: Rollouts, share_clt: float, with_plain: bool) -
         texts, problem = [c.text for c in rollouts.completions[i]], rollouts.problems[i]
         attempt = first_attempt(problem, texts, rollouts.rewards[i].tolist(), right[i])
         if attempt is not None:
-            made.append([run.policy.encode(second_turn(problem, [attempt])), target])
+            made.append([run.policy.encode(FOLLOW_UPS[""](problem, [attempt])), target])
         if with_plain:
             made.append([prompt, target])
     return made
@@ -173,7 +166,9 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Second turns to some of the evaluation's solutions; on the base all follow-ups, and verdicts by logits."""
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
     begun, metrics = rollouts.part(len(rollouts.problems), config.retried_samples), {}
-    for suffix, follow_up in FOLLOW_UPS.items() if run.arm == "base" else [("", second_turn)]:
+    for suffix, follow_up in FOLLOW_UPS.items():
+        if suffix and run.arm != "base":
+            continue
         attempts = go_on(run, begun, 2, follow_up, generator=generator)
         metrics |= {f"{name}{suffix}": metric for name, metric in turn_metrics(attempts).items()}
         metrics |= shown(chances_by_samples(*attempts.rewards.double().numpy()), suffix)

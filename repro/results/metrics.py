@@ -95,6 +95,24 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarra
     return r + (n - r * d) / d.mean()
 
 
+def over_all(values: np.ndarray, rows: Sequence[int], problems: int) -> np.ndarray:
+    """Values of the problems ``rows`` as values of all: with their mean, and the spread that it has among all."""
+    full, among = np.zeros(problems), np.zeros(problems)
+    full[rows], among[rows] = values, 1
+    return ratio(full, among)
+
+
+def flips(right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wrong to right and right to wrong between neighbouring answers: [problems, n] -> [problems, n - 1] each."""
+    before, after = right[:, :-1], right[:, 1:]
+    return (1 - before) * after, before * (1 - after)
+
+
+def cumulative(right: np.ndarray) -> np.ndarray:
+    """1 once any answer so far was right, [problems, n]: an oracle's choice, which noise raises as well."""
+    return np.maximum.accumulate(right, axis=1)
+
+
 def chances_by_samples(first: np.ndarray, second: np.ndarray) -> Chances:
     """Of rewards of first and second answers [questions, samples]; 0 where a condition never occurs (2412.19513)."""
     right, wrong = first.sum(1), (1 - first).sum(1)

@@ -12,6 +12,7 @@ from repro.results.metrics import (
     interval,
     majority,
     majority_at_k,
+    over_all,
     p_value,
     pass_at_k,
     ratio,
@@ -89,6 +90,17 @@ def test_a_ratio_s_values_have_its_mean_and_its_spread():
     assert values.std() / 20 == pytest.approx(spread, rel=0.05)
     assert ratio([1, 0, 2], [1, 1, 1]).tolist() == pytest.approx([1, 0, 2])  # a plain mean keeps its values
     assert np.isnan(ratio([0, 0], [0, 0])).all()
+
+
+def test_values_of_some_problems_as_values_of_all():
+    some = over_all(np.array([1.0, 0.0, 0.5]), [0, 2, 3], 6)
+    assert some.shape == (6,)
+    assert some.mean() == pytest.approx(0.5)
+    assert some[[1, 4, 5]].tolist() == pytest.approx([0.5] * 3)  # the others say nothing: they stand at the mean
+    part, weight = np.array([0.0, 1.0, 0.2]), np.array([0.5, 1.0, 0.4])
+    spread = np.zeros((2, 6))
+    spread[:, [0, 2, 3]] = part, weight
+    assert over_all(ratio(part, weight), [0, 2, 3], 6) == pytest.approx(ratio(*spread))
 
 
 def test_auroc_is_the_share_of_ordered_pairs():
