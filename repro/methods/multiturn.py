@@ -48,11 +48,11 @@ class Attempts:
         return final_answers(self.texts(problem, sample))
 
 
-def retry(problem: Problem, attempts: Sequence[str]) -> Chat:
-    """The whole conversation so far, each attempt followed by a request that doesn't say whether it was right."""
+def retry(problem: Problem, attempts: Sequence[str], ask: Callable[[Chat, str], Chat] = prompts.retry) -> Chat:
+    """The whole conversation so far, each attempt followed by a request: by default one without a verdict."""
     chat = prompts.solve(problem)
     for attempt in attempts:
-        chat = prompts.retry(chat, attempt)
+        chat = ask(chat, attempt)
     return chat
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from scipy import optimize, stats
 
 RESAMPLES = 4000
+# P(a), P(b | a), P(b | not a), [questions] each, for two answers in a row: a, the first is right; b, the second is
+Chances = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -78,6 +80,65 @@ def confidence_critique(first: Sequence[bool], second: Sequence[bool]) -> dict[s
             "CS": float(((1 - a) * b).sum() / (1 - a).sum()),
             "RSS": float((b.mean() - acc**2) / (2 * acc - 2 * acc**2)),
         }
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarray:
+    """Per-problem values whose mean is sum(numerator) / sum(denominator), [problems]; all NaN if that is 0 / 0.
+
+    r + (n - r d) / mean(d): the ratio's linearisation, so that an interval of the mean is one of the ratio (delta
+    method), and differences can be paired by problem. A value by itself may lie outside of what a ratio can be.
+    """
+    n, d = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
+    if d.sum() == 0:
+        return np.full(len(d), np.nan)
+    r = n.sum() / d.sum()
+    return r + (n - r * d) / d.mean()
+
+
+def over_all(values: np.ndarray, rows: Sequence[int], problems: int) -> np.ndarray:
+    """Values of the problems ``rows`` as values of all: with their mean, and the spread that it has among all."""
+    full, among = np.zeros(problems), np.zeros(problems)
+    full[rows], among[rows] = values, 1
+    return ratio(full, among)
+
+
+def flips(right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Wrong to right and right to wrong between neighbouring answers: [problems, n] -> [problems, n - 1] each."""
+    before, after = right[:, :-1], right[:, 1:]
+    return (1 - before) * after, before * (1 - after)
+
+
+def cumulative(right: np.ndarray) -> np.ndarray:
+    """1 once any answer so far was right, [problems, n]: an oracle's choice, which noise raises as well."""
+    return np.maximum.accumulate(right, axis=1)
+
+
+def chances_by_samples(first: np.ndarray, second: np.ndarray) -> Chances:
+    """Of rewards of first and second answers [questions, samples]; 0 where a condition never occurs (2412.19513)."""
+    right, wrong = first.sum(1), (1 - first).sum(1)
+    kept, mended = (first * second).sum(1), ((1 - first) * second).sum(1)
+    return first.mean(1), kept / np.maximum(right, 1), mended / np.maximum(wrong, 1)
+
+
+def chances_by_labels(first: np.ndarray, second: np.ndarray, gold: Sequence[int]) -> Chances:
+    """Of probabilities of labels: first [questions, labels], second [questions, first label, second label]."""
+    rows = np.arange(len(first))
+    right, to_gold = first[rows, gold], second[rows, :, gold]
+    mended = (first * to_gold).sum(1) - right * to_gold[rows, gold]
+    wrong = 1 - right
+    return right, to_gold[rows, gold], np.divide(mended, wrong, out=np.zeros_like(wrong), where=wrong > 0)
+
+
+def decompose(right: np.ndarray, kept: np.ndarray, mended: np.ndarray) -> dict[str, np.ndarray]:
+    """Values of questions whose means are acc@t1, acc@t2, CL and CS, [questions], and RSS; NaN where not defined.
+
+    CL and CS weigh questions with P(a) and P(not a); they are not means of the questions' own ratios.
+    """
+    acc1, acc2 = right, right * kept + (1 - right) * mended
+    a, b = acc1.mean(), acc2.mean()
+    rss = (b - a**2) / (2 * a * (1 - a)) if 0 < a < 1 else np.nan
+    parts = {"CL": ratio(right * kept, right), "CS": ratio((1 - right) * mended, 1 - right)}
+    return {"acc@t1": acc1, "acc@t2": acc2, **parts, "RSS": np.asarray(rss)}
 
 
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float:

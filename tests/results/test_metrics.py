@@ -14,6 +14,7 @@ from repro.results.metrics import (
     interval,
     majority,
     majority_at_k,
+    over_all,
     p_value,
     pass_at_k,
     ratio,
@@ -105,6 +106,30 @@ def test_the_calibration_error_of_equal_forecasts_has_no_order():
     assert ece(p, y) == pytest.approx(ece(p[order], y[order]))
 
 
+def test_a_ratio_s_values_have_its_mean_and_its_spread():
+    rng = np.random.default_rng(0)
+    weight = rng.random(400)
+    part = weight * (rng.random(400) < 0.3 + 0.5 * weight)
+    values = ratio(part, weight)
+    assert values.mean() == pytest.approx(part.sum() / weight.sum())
+    drawn = rng.integers(0, 400, (4000, 400))
+    spread = (part[drawn].sum(1) / weight[drawn].sum(1)).std()
+    assert values.std() / 20 == pytest.approx(spread, rel=0.05)
+    assert ratio([1, 0, 2], [1, 1, 1]).tolist() == pytest.approx([1, 0, 2])  # a plain mean keeps its values
+    assert np.isnan(ratio([0, 0], [0, 0])).all()
+
+
+def test_values_of_some_problems_as_values_of_all():
+    some = over_all(np.array([1.0, 0.0, 0.5]), [0, 2, 3], 6)
+    assert some.shape == (6,)
+    assert some.mean() == pytest.approx(0.5)
+    assert some[[1, 4, 5]].tolist() == pytest.approx([0.5] * 3)  # the others say nothing: they stand at the mean
+    part, weight = np.array([0.0, 1.0, 0.2]), np.array([0.5, 1.0, 0.4])
+    spread = np.zeros((2, 6))
+    spread[:, [0, 2, 3]] = part, weight
+    assert over_all(ratio(part, weight), [0, 2, 3], 6) == pytest.approx(ratio(*spread))
+
+
 def test_auroc_is_the_share_of_ordered_pairs():
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 5, 40), rng.random(40) < 0.4
@@ -161,10 +186,3 @@ def test_p_value_says_when_the_interval_ends_at_the_threshold():
     low, high = interval(values, 0.05)
     assert p_value(values, low) == pytest.approx(0.05, abs=0.02) == p_value(values, high)
     assert p_value(values, low - 0.02) < 0.01 and p_value(values, values.mean()) > 0.99
-
-
-def test_a_ratio_over_problems_is_the_mean_of_its_values():
-    part, whole = [1.0, 0.0, 2.0], [2.0, 0.0, 6.0]
-    assert ratio(part, whole).mean() == pytest.approx(3 / 8)
-    assert ratio(part, whole)[1] == 0
-    assert np.isnan(ratio([0.0, 0.0], [0.0, 0.0])).all()
