@@ -18,9 +18,10 @@ RESULTS = ROOT / "results"
 
 
 def script_title(script: Path) -> str:
-    """The title in a script's docstring: its first sentence, without running the script."""
-    text = ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or script.stem
-    return " ".join(text.split("\n\n")[0].split()).split(". ")[0].rstrip(".")
+    """The title that a script gives its ``Paper``, read without running the script; else the script's name."""
+    words = [node for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))) if isinstance(node, ast.keyword)]
+    found = [w.value.value for w in words if w.arg == "title" and isinstance(w.value, ast.Constant)]
+    return str(found[0]) if found else script.stem
 
 
 def _known(name: str) -> str:
