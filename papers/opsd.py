@@ -34,6 +34,7 @@ from typing import Literal
 import torch
 
 from repro import BASE, Arm, Batch, Claim, Panel, Paper, Run, RunConfig, script_main, standard
+from repro.methods.distill import of_problem, read_by_teacher, train_distill
 from repro.model.logprobs import Divergence, forward_kl, jensen_shannon, on_top_k, reverse_kl
 from repro.tasks import prompts
 
@@ -89,24 +90,25 @@ def sampled_token_loss(logp: torch.Tensor, advantage: torch.Tensor) -> torch.Ten
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 
+REFERENCE = of_problem(prompts.solve_with_reference)  # what the teacher, the initial policy, reads
+
+
 def opsd(run: Run, config: Config) -> None:
-    """The training loop: one rollout a problem, the teacher reads it once, no verifier (rewards are only logged)."""
+    """The training loop: one rollout a problem, the teacher reads it once, no verifier."""
+    if config.divergence == "sampled":
+        on_sampled_tokens(run, config)
+    else:
+        divergence = divergence_of(config)
+        train_distill(run, "train", config.updates, config.prompts, REFERENCE, divergence, mean=config.norm)
+
+
+def on_sampled_tokens(run: Run, config: Config) -> None:
+    """The same by the policy gradient whose token reward is log p_T - log p_S."""
     for _ in run.stage("train", config.updates):
-        problems = run.next_problems(config.prompts)
-        batch = run.rollout(problems, 1).batch()  # the end token is kept, and so are truncated rollouts
-        batch.contexts = [run.policy.encode(prompts.solve_with_reference(p)) for p in problems]
-        run.log(gap=run.divergences(batch, forward_kl, teacher=BASE).mean())  # the teacher: the initial policy
-        if config.divergence == "sampled":
-            on_sampled_tokens(run, batch, config)
-        else:
-            run.distill(batch, divergence_of(config), teacher=BASE, mean=config.norm)
-
-
-def on_sampled_tokens(run: Run, batch: Batch, config: Config) -> None:
-    """One update by the policy gradient whose token reward is log p_T - log p_S."""
-    teacher = run.logprobs(Batch(batch.seen_by_teacher()), BASE)
-    batch.fields["advantage"] = teacher - run.logprobs(batch)
-    run.update(batch, lambda logp, f: sampled_token_loss(logp, f.advantage), mean=config.norm)
+        batch = read_by_teacher(run, run.rollout(run.next_problems(config.prompts), 1), REFERENCE)
+        teacher = run.logprobs(Batch(batch.seen_by_teacher()), BASE)
+        batch.fields["advantage"] = teacher - run.logprobs(batch)
+        run.update(batch, lambda logp, f: sampled_token_loss(logp, f.advantage), mean=config.norm)
 
 
 def variant(run: Run, config: Config, **changes) -> None:

@@ -30,8 +30,8 @@ Commands.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -39,6 +39,7 @@ import torch
 
 from repro import BASE, POLICY, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
 from repro.config import ConfigError
+from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill
 from repro.model.logprobs import Divergence, mixed_kl, on_top_k
 from repro.results.metric import number, share
 from repro.tasks import prompts
@@ -140,19 +141,17 @@ def divergence(config: Config) -> Divergence:
     return partial(on_top_k, divergence=partial(mixed_kl, weight=config.kl_weight), k=config.top_k)
 
 
-def distill(run: Run, config: Config, contexts: Callable, teacher: str) -> None:
-    """A rollout step of phase 2: one answer per problem, then the divergence from the teacher at each of its tokens."""
-    rollouts = run.rollout(run.next_problems(config.prompts * config.samples), 1)
-    batch = replace(rollouts.batch(), contexts=contexts(run, rollouts))
-    for mini in batch.split(config.minibatches, run.rng):
-        run.distill(mini, divergence(config), teacher)
+def phase_two(run: Run, config: Config, name: str, steps: int, context: Context, teacher: str, **stage) -> None:
+    """One answer per problem, as many as the other arms draw, then the divergence from the teacher at its tokens."""
+    problems = config.prompts * config.samples
+    more = {"minibatches": config.minibatches, **stage}
+    train_distill(run, name, steps, problems, context, divergence(config), teacher, **more)
 
 
 def sdft(run: Run, config: Config) -> None:
     """Phase 2 with the base as the teacher, which reads the reference solution in place of answer and phrase."""
-    encode, reads = run.policy.encode, prompts.solve_with_reference
-    for _ in run.stage("distil", config.steps, learning_rate=config.sdft_learning_rate):
-        distill(run, config, lambda _, rollouts: [encode(reads(problem)) for problem in rollouts.problems], BASE)
+    reference = of_problem(prompts.solve_with_reference)
+    phase_two(run, config, "distil", config.steps, reference, BASE, learning_rate=config.sdft_learning_rate)
 
 
 def sd_zero(run: Run, config: Config, rounds: int = 1, start: str = "base", with_srt: bool = True) -> None:
@@ -169,8 +168,8 @@ def sd_zero(run: Run, config: Config, rounds: int = 1, start: str = "base", with
     for part in range(rounds):
         more = {} if part else {"learning_rate": config.learning_rate, "from_base": start == "base"}
         length = steps * (part + 1) // rounds - steps * part // rounds
-        for _ in run.stage(f"distil, round {part + 1}", length, freeze="teacher", **more):
-            distill(run, config, revision_contexts, "teacher")
+        name, more["freeze"] = f"distil, round {part + 1}", "teacher"
+        phase_two(run, config, name, length, revision_contexts, "teacher", **more)
 
 
 REGIONS = ("right answers", "before the error", "first wrong step", "after the error")
@@ -197,7 +196,7 @@ def regions(solution: str, pieces: Sequence[str], right: bool) -> list[str | Non
 
 def signal(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Divergence per token from the teacher by region; without a teacher, the policy's own as a reviser."""
-    batch = replace(rollouts.batch(), contexts=revision_contexts(run, rollouts))
+    batch = read_by_teacher(run, rollouts, revision_contexts)
     teacher = "teacher" if "teacher" in run.policy.copies else POLICY
     values = run.divergences(batch, divergence(config), teacher).cpu().numpy()
     labels: list[str | None] = []

@@ -11,8 +11,8 @@ from papers.sd_zero import (
     PAPER,
     REGIONS,
     Config,
-    distill,
     divergence,
+    phase_two,
     regions,
     revision_contexts,
     sd_zero,
@@ -249,7 +249,7 @@ def test_the_teacher_is_frozen_until_it_is_synchronised(tmp_path):
     perturb(run.policy)
     run.policy.freeze_copy("teacher")
     before = run.policy.adapter_state("teacher")
-    distill(run, CONFIG, revision_contexts, "teacher")
+    phase_two(run, CONFIG, "distil", 1, revision_contexts, "teacher")
     after = run.policy.adapter_state("teacher")
     assert all(torch.equal(before[k], after[k]) for k in before)
     rollouts = run.rollout(load("arithmetic", "validation", 4, 0), 1)
