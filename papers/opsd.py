@@ -106,6 +106,7 @@ def on_sampled_tokens(run: Run, config: Config) -> None:
     """The same by the policy gradient whose token reward is log p_T - log p_S."""
     for _ in run.stage("train", config.updates):
         batch = read_by_teacher(run, run.rollout(run.next_problems(config.prompts), 1), REFERENCE)
+        run.log(gap=run.divergences(batch, forward_kl, BASE).mean())
         teacher = run.logprobs(Batch(batch.seen_by_teacher()), BASE)
         batch.fields["advantage"] = teacher - run.logprobs(batch)
         run.update(batch, lambda logp, f: sampled_token_loss(logp, f.advantage), mean=config.norm)
