@@ -21,6 +21,7 @@ MORE = {
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "conf_critique": "--updates 8 --batch 8",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
+    "opd_pitfalls": "--updates 40 --begun-problems 8",
     "opsd": "--updates 40",
     "p_true": "--updates 40 --batch 4",
     "revise": "--verify-steps 20 --refined-problems 8",
@@ -32,6 +33,7 @@ MORE = {
 ARMS = {
     "conf_critique": "cct",
     "intervention": "int_rl",
+    "opd_pitfalls": "tail",
     "p_true": "p_ik",
     "sharpening": "sharpen_sft",
     "sd_zero": "sd_zero_sync",
