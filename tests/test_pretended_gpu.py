@@ -21,12 +21,13 @@ SMALLEST = {  # as far as a paper has the setting
     **{"eval_problems": 2, "eval_samples": 2, "updates": 1, "minibatches": 1, "epochs": 1, "rounds": 1, "turns": 2},
     **{"dev_problems": 2, "warmup_problems": 4, "warmup_updates": 1, "verify_steps": 1, "batch": 4, "sft_batch": 4},
     **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
-    **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2},
+    **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2, "begun_problems": 2},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
     "standard": {"dr_grpo"},
     "opsd": {"opsd_unclipped", "opsd_v3"},
+    "opd_pitfalls": {"raw", "stop_gradient", "answer", "raw_5"},
     "rise": {"rise_adv", "rise_unweighted"},
     "b_star": {"online_rft_t0.6", "online_rft_t1.4", "star", "b_star_temperature"},
     "score": {"no_bonus", "no_stage_one", "second_attempt_rl"},
