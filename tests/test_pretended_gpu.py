@@ -35,15 +35,16 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
-ARMS = [
-    (name, arm)
+OWN = {
+    name: [arm for arm in paper.arms if arm not in ALIKE.get(name, ()) and not paper.arms[arm].standard]
     for name, paper in PAPERS.items()
-    for arm in paper.arms
-    if arm not in ALIKE.get(name, ()) and not paper.arms[arm].standard
-]
+}
+ARMS = [(name, arm) for name, arms in OWN.items() for arm in arms]
+FIRST = {(name, name if name in arms else arms[-1]) for name, arms in OWN.items() if arms}  # a paper's method
+MARKED = [pytest.param(*both, marks=() if both in FIRST else pytest.mark.slow) for both in ARMS]
 
 
-@pytest.mark.parametrize(("name", "arm"), ARMS)
+@pytest.mark.parametrize(("name", "arm"), MARKED)
 def test_every_arm_keeps_to_the_rules_of_cuda(name: str, arm: str, tmp_path: Path, capsys):
     own = {field.name for field in dataclasses.fields(PAPERS[name].config)}
     words = [w for k, v in SMALLEST.items() if k in own for w in (f"--{k.replace('_', '-')}", str(v))]

@@ -319,6 +319,7 @@ TINY = replace(
     Config.for_preset("tiny"),
     steps=3,
     verify_steps=1,
+    minibatches=4,
     prompts=3,
     samples=4,
     train_problems=64,
@@ -331,11 +332,11 @@ TINY = replace(
 )
 
 
-@pytest.mark.parametrize("arm", ["base", "revise"])  # base stands for the standard arms: they are measured alike
+@pytest.mark.parametrize("arm", ["base", "revise", "rft_as_long"])  # base stands for the standard arms: they are measured alike
 def test_every_arm_runs(arm, tmp_path):
     result = run_arm(PAPER, TINY, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
-    if arm == "revise":
+    if arm != "base":
         assert result["budget"]["completions"] == 3 * 3 * 4
         assert 0 < result["budget"]["optimizer_steps"] <= 3 * 4
         assert len(result["per_problem"]["accuracy"]) == 6
