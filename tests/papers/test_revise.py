@@ -332,7 +332,8 @@ TINY = replace(
 )
 
 
-@pytest.mark.parametrize("arm", ["base", "revise", "rft_as_long"])  # base stands for the standard arms: they are measured alike
+# base stands for the standard arms: they are measured alike
+@pytest.mark.parametrize("arm", ["base", "revise", "rft_as_long"])
 def test_every_arm_runs(arm, tmp_path):
     result = run_arm(PAPER, TINY, arm, 0, str(tmp_path))
     assert result["status"] == "ok"

@@ -51,12 +51,11 @@ def test_list_shows_every_script(capsys, tmp_path, monkeypatch):
     shown = capsys.readouterr().out
     assert all(f"| {name} " in shown for name in paper_scripts())
     (tmp_path / "papers").mkdir()
-    (tmp_path / "papers" / "later.py").write_text(
-        '"""LATER: A Title\nIn Two Lines. Somebody, arXiv 1.\n\nIdea."""\nraise 1\n'
-    )
+    later = '"""LATER. Somebody."""\nraise 1\nPAPER = Paper(slug="later", title="This v.s. That: A Title")\n'
+    (tmp_path / "papers" / "later.py").write_text(later)  # read, not run
     monkeypatch.setattr(verbs, "ROOT", tmp_path)
     assert main(["list"]) == 0
-    assert "LATER: A Title In Two Lines " in capsys.readouterr().out
+    assert "| This v.s. That: A Title |" in capsys.readouterr().out
 
 
 def test_claims_as_json(capsys):
