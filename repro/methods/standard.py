@@ -29,7 +29,8 @@ WORLD = (  # what every arm reads: the base, the problems, the evaluation
 )
 TRAINED = ("lora_rank", "lora_alpha", "train_problems", "prompts", "warmup", "max_grad_norm", "monitors")
 SAMPLED = (*TRAINED, "steps", "samples")
-SHARED = (*WORLD, *SAMPLED)  # taken from the settings of the paper that asks for an arm; all else is the kit's
+MEMORY = ("tokens_per_batch", "rows_per_batch")  # no part of what an arm is
+SHARED = (*WORLD, *SAMPLED, *MEMORY)  # taken from the settings of the paper that asks for an arm; all else is the kit's
 
 
 @dataclass(frozen=True)
