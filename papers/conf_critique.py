@@ -38,11 +38,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
+from repro import Arm, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
 from repro.config import ConfigError
 from repro.methods.judge import choice_logprobs
 from repro.methods.multiturn import go_on, retry, turn_metrics
-from repro.methods.sft import draws, nll, solution_batch
+from repro.methods.rft import train_on_kept
+from repro.methods.sft import solution_batch
 from repro.results.metric import number, share
 from repro.results.metrics import Chances, chances_by_labels, chances_by_samples, decompose
 from repro.tasks import prompts
@@ -139,15 +140,9 @@ def correct(run: Run, config: Config, with_plain: bool = False, **changes) -> No
     for _ in run.stage("collect", config.steps):
         problems = run.next_problems(config.prompts * config.samples // config.attempts)
         made = examples(run, run.rollout(problems, config.attempts), config.share_clt, with_plain)
-        run.kept.setdefault("examples", []).extend(made)
-        run.log(examples=len(run.kept["examples"]))
-
-    def order() -> None:
-        run.kept["order"] = list(draws(len(run.kept.get("examples", ())), config.updates, config.batch, run.rng))
-
-    for update in run.stage("train", config.updates, learning_rate=config.learning_rate, begin=order):
-        if run.kept["order"]:
-            run.update(Batch([run.kept["examples"][i] for i in run.kept["order"][update]]), nll)
+        run.kept.setdefault("solutions", []).extend(made)
+        run.log(examples=len(run.kept["solutions"]))
+    train_on_kept(run, config.updates, config.batch, config.learning_rate)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
@@ -179,12 +174,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     return metrics
 
 
-def prompted(name: str, text: str, left: str, right: str) -> Claim:
-    """One measurement on the base above another."""
-    return Claim(name, text, ("base", left), ("base", right), published="section 4")
-
-
-over = partial(Claim.over, "cct")
+over, prompted = partial(Claim.over, "cct"), partial(Claim.within, "base", published="section 4")
 
 PAPER = Paper(
     slug="conf_critique",

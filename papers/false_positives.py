@@ -33,6 +33,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -40,7 +41,7 @@ import torch
 
 from repro import Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share, standard
 from repro.methods.judge import judged
-from repro.methods.pool import answers_of, best_of, subsets
+from repro.methods.pool import answers_of, best_of, of_all, powers_of_two, subsets
 from repro.results.metrics import auroc, majority, pass_at_k, ratio
 from repro.tasks import prompts
 from repro.tasks.arithmetic import KINDS, LEVELS, first_wrong, make_problem
@@ -148,7 +149,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     for level in sorted(set(levels.tolist())):
         of = levels == level
         metrics[f"false positives, level {level}"] = share(ratio(of * false.sum(1), of * right.sum(1)))
-    for n in [k for k in (1, 2, 4, 8, 16, 32, 64) if k < size] + [size]:
+    for n in powers_of_two(size):
         selected = {
             "one right": [one_of(v, n) for v in (right, valid)],
             "best": [best_of(v, odds, n) for v in (right, valid)],
@@ -160,7 +161,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
             metrics[f"{name}, valid@{n}"] = share(by_steps)
             metrics[f"{name}, gap@{n}"] = share(by_answer - by_steps)
             metrics[f"{name}, false positives@{n}"] = share(ratio(by_answer - by_steps, by_answer))
-    metrics |= {name.removesuffix(f"@{n}"): metrics[name] for name in list(metrics) if name.endswith(f"@{n}")}
+    metrics |= of_all(metrics, n)
     of_right, tokens = right > 0, np.array([[len(c.ids) for c in group] for group in pool.completions])
     metrics["auroc"] = share(auroc(odds[of_right], valid[of_right] > 0))
     metrics["chance"] = share(0.5)
@@ -171,11 +172,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     return metrics
 
 
-def within(name: str, text: str, left: str, right: str, published: str = "", **more) -> Claim:
-    """One metric of the base's pool above another."""
-    return Claim(name, text, ("base", left), ("base", right), published=published, **more)
-
-
+within = partial(Claim.within, "base")
 SELECTORS = ("one right", "best", "majority", "weighted")
 MOST = "The gap between answers and valid solutions is larger for pass@N than for the best of N"
 

@@ -209,11 +209,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     return metrics
 
 
-def within(name: str, text: str, left: str, right: str, published: str = "", **more) -> Claim:
-    """One measurement on the base above another."""
-    return Claim(name, text, ("base", left), ("base", right), published=published, **more)
-
-
+within = partial(Claim.within, "base")
 PLATEAU = "Generation gains at most 2 points after round 2"
 NOISE = "Cumulative accuracy of fresh samples isn't lower by more than 2 points"
 

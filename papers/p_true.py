@@ -230,12 +230,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     return measure_p_true(run, config, pool_of(run, rollouts))
 
 
-def within(arm: str, name: str, text: str, left: str, right: str, published: str = "", primary: bool = False) -> Claim:
-    """One metric of an arm above another."""
-    return Claim(name, text, (arm, left), (arm, right), published=published, primary=primary)
-
-
-base, ahead = partial(within, "base"), partial(within, "p_ik")
+base, ahead = partial(Claim.within, "base"), partial(Claim.within, "p_ik")
 AUROC, BRIER = "auroc of g > 1/2, {}".format, "brier of g > 1/2, {}".format
 
 PAPER = Paper(

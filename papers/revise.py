@@ -265,11 +265,7 @@ def rft_as_long(run: Run, config: Config) -> None:
     train_rft(run, *sizes, config.learning_rate)
 
 
-def within(name: str, text: str, metric: str, other: str, published: str = "") -> Claim:
-    """One metric of ReVISE against another one."""
-    return Claim(name, text, ("revise", metric), ("revise", other), published=published)
-
-
+within = partial(Claim.within, "revise")
 WEIGHTED = "maj@5, weighted"
 VOTES = ("acc@t2", *(f"maj@{k}{how}" for k in (3, 5, 8) for how in ("", ", weighted")))
 

@@ -26,11 +26,24 @@ Commands.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from repro import Claim, Metric, Panel, Paper, Rollouts, Run, number, script_main, share
-from repro.methods.pool import Pool, PoolConfig, accuracy_at, average, best, best_of, borda, first, pool_of, vote
+from repro.methods.pool import (
+    Pool,
+    PoolConfig,
+    accuracy_at,
+    average,
+    best,
+    best_of,
+    borda,
+    first,
+    of_all,
+    pool_of,
+    vote,
+)
 from repro.results.metrics import auroc
 
 POWERS = (0.3, 0.5, 0.7, 1.2, 2.0, 4.0)  # of the Borda vote (paper: 0.3 to 2)
@@ -79,7 +92,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         metrics[f"borda by perplexity@{n}"] = share(accuracy_at(pool, n, borda(config.power), scores["perplexity"]))
         for power in POWERS:
             metrics[f"borda, power {power}@{n}"] = share(accuracy_at(pool, n, borda(power), certainty))
-    metrics |= {name.removesuffix(f"@{n}"): metrics[name] for name in list(metrics) if name.endswith(f"@{n}")}
+    metrics |= of_all(metrics, n)
     for name, score in scores.items():
         metrics[f"auroc, {name}"] = share(auroc(score.ravel(), pool.right.ravel() > 0))
         metrics[f"length, {name}"] = number(abs(correlation(score, pool.tokens)))
@@ -90,11 +103,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     return metrics
 
 
-def within(name: str, text: str, left: str, right: str, published: str = "", **more) -> Claim:
-    """One selector on the base's pool above another."""
-    return Claim(name, text, ("base", left), ("base", right), published=published, **more)
-
-
+within = partial(Claim.within, "base")
 SELECTORS = ("majority", "borda", "certainty", "perplexity", "average", "one right")
 
 PAPER = Paper(

@@ -51,7 +51,7 @@ from repro import (
 )
 from repro.methods.dpo import train_on_pairs
 from repro.methods.multiturn import final_answers
-from repro.methods.pool import best_of
+from repro.methods.pool import best_of, of_all, powers_of_two
 from repro.methods.rft import train_on_kept
 from repro.model.sampling import Completion
 from repro.results.metrics import majority_at_k
@@ -84,8 +84,8 @@ class Config(RunConfig):
 
     @property
     def sizes(self) -> list[int]:
-        """N of best-of-N: powers of two, and all samples of the evaluation."""
-        return [n for n in (1, 2, 4, 8, 16, 32) if n < self.eval_samples] + [self.eval_samples]
+        """N of best-of-N, up to all samples of the evaluation."""
+        return powers_of_two(self.eval_samples)
 
 
 # --- the self-reward ------------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         metrics[f"likelihood a token@{n}"] = share(best_of(right, scores / lengths, n))
         metrics[f"majority@{n}"] = share([majority_at_k(a, r, n) for a, r in zip(answers, right, strict=True)])
         metrics[f"length of likeliest@{n}"] = number(best_of(lengths, scores, n))
-    metrics |= {name.removesuffix(f"@{n}"): metrics[name] for name in list(metrics) if name.endswith(f"@{n}")}
+    metrics |= of_all(metrics, n)
     best, ends = scores.max(1), np.isfinite(scores)
     metrics["log-likelihood"] = number(scores[ends].mean())
     metrics["log coverage"] = number(log_coverage(best[np.isfinite(best)]))

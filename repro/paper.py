@@ -66,6 +66,11 @@ class Claim:
         told = text or f"{left} {says} {right}" + ("" if metric == "accuracy" else f" ({metric})")
         return cls(f"{left}_over_{right}{named}", told, (left, metric), (right, than or metric), **more)
 
+    @classmethod
+    def within(cls, arm: str, name: str, text: str, left: str, right: str, published: str = "", **more: Any) -> Claim:
+        """The claim that one metric of an arm is above another of it."""
+        return cls(name, text, (arm, left), (arm, right), published=published, **more)
+
 
 @dataclass(frozen=True)
 class Panel:

@@ -23,6 +23,7 @@ from repro.model.logprobs import token_entropy, token_logprob
 from repro.model.sampling import Completion
 from repro.model.training import Batch
 from repro.results.files import locked
+from repro.results.metric import Metric
 from repro.results.metrics import majority
 from repro.run import Rollouts, Run
 from repro.tasks.problem import Problem
@@ -43,6 +44,16 @@ def token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return torch.stack([token_logprob(logits, targets), entropy, self_certainty(logits), entropy.exp(), gini], -1)
 
 
+def powers_of_two(size: int) -> list[int]:
+    """1, 2, 4, ... below ``size``, and ``size``: numbers of samples that curves are drawn over."""
+    return [2**i for i in range((size - 1).bit_length())] + [size]
+
+
+def of_all(metrics: dict[str, Metric], size: int) -> dict[str, Metric]:
+    """The metrics ``name@size`` of the whole pool as ``name``: claims don't depend on a preset's pool."""
+    return {name.removesuffix(f"@{size}"): m for name, m in metrics.items() if name.endswith(f"@{size}")}
+
+
 @dataclass(frozen=True)
 class PoolConfig(RunConfig):
     """Settings of papers on a pool: more samples of fewer problems than the common evaluation has."""
@@ -60,8 +71,8 @@ class PoolConfig(RunConfig):
 
     @property
     def sizes(self) -> list[int]:
-        """Numbers of samples that curves are drawn over: powers of two, and the whole pool."""
-        return [k for k in (1, 2, 4, 8, 16, 32, 64, 128) if k < self.eval_samples] + [self.eval_samples]
+        """Numbers of samples that curves are drawn over."""
+        return powers_of_two(self.eval_samples)
 
 
 @dataclass

@@ -73,13 +73,8 @@ def confidence_critique(first: Sequence[bool], second: Sequence[bool]) -> dict[s
     acc1**2 and upper bound 2 acc1 - acc1**2. NaN where a condition never occurs.
     """
     a, b = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    acc = a.mean()
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return {
-            "CL": float((a * b).sum() / a.sum()),
-            "CS": float(((1 - a) * b).sum() / (1 - a).sum()),
-            "RSS": float((b.mean() - acc**2) / (2 * acc - 2 * acc**2)),
-        }
+    parts = decompose(a, b, b)
+    return {name: float(parts[name].mean()) for name in ("CL", "CS", "RSS")}
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> np.ndarray:

@@ -19,9 +19,10 @@ RESULTS = ROOT / "results"
 
 def script_title(script: Path) -> str:
     """The title that a script gives its ``Paper``, read without running the script; else the script's name."""
-    words = [node for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))) if isinstance(node, ast.keyword)]
-    found = [w.value.value for w in words if w.arg == "title" and isinstance(w.value, ast.Constant)]
-    return str(found[0]) if found else script.stem
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Paper":
+            return next(ast.literal_eval(word.value) for word in node.keywords if word.arg == "title")
+    return script.stem
 
 
 def _known(name: str) -> str:

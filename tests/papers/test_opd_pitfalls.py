@@ -4,14 +4,14 @@ The worked gradients of the cut forms are in tests/model/test_divergences.py.
 """
 
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
 
-from papers.opd_pitfalls import PAPER, Config, beginning, complies, divergence_of, health, repetition
+from papers.opd_pitfalls import PAPER, RULE, Config, beginning, complies, divergence_of, health, repetition
 from repro.arm import run_arm
 from repro.model.logprobs import forward_kl, reverse_kl
+from repro.run import Run
 from repro.tasks import prompts
 
 SMALL = Config(
@@ -38,11 +38,10 @@ def test_the_raw_form_lowers_the_token_that_the_teacher_prefers():
     for loss in ("stop_gradient", "tail", "full", "forward"):
         assert slope(divergence_of(loss, 1), student, teacher)[0] < 0
     # it rises only where the teacher's probability is above e times the student's
-    for p, sign in ((0.27, 1), (0.28, -1)):
-        teacher = torch.tensor([p, 0.9 - p, 0.1], dtype=torch.float64)
-        student = torch.tensor([0.1, 0.05, 0.85], dtype=torch.float64)
-        raw = (student[0] * ((student / teacher).log()[0] + 1)).sign()
-        assert raw == sign
+    student = torch.tensor([0.35, 0.33, 0.32], dtype=torch.float64)  # e times .35 is .951
+    for p, sign in ((0.95, 1), (0.953, -1)):
+        teacher = torch.tensor([p, (1 - p) / 2, (1 - p) / 2], dtype=torch.float64)
+        assert slope(divergence_of("raw", 1), student, teacher)[0].sign() == sign
     same = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
     for k in (1, 2):
         assert slope(divergence_of("norm", k), same, same).abs().max() < 1e-12
@@ -135,7 +134,9 @@ def test_the_base_has_what_claims_name(tmp_path):
     assert metrics["compliance when told"]["value"] > metrics["compliance"]["value"]
 
 
-def test_a_teacher_with_a_rule_reads_the_rule_and_the_student_does_not():
-    problem = type("P", (), {"question": "Compute 1+1."})
-    assert prompts.NUMBERED in partial(prompts.solve_by, rule=prompts.NUMBERED)(problem)[0]["content"]
-    assert prompts.NUMBERED not in prompts.solve(problem)[0]["content"]
+def test_a_teacher_with_a_rule_reads_the_rule_and_the_student_does_not(tmp_path):
+    run = Run(PAPER, "rule", 0, SMALL, tmp_path)
+    rollouts = run.rollout(run.next_problems(2), 1)
+    rule = run.policy.tokenizer(prompts.NUMBERED, add_special_tokens=False).input_ids
+    for prompt, context in zip((c.prompt for (c,) in rollouts.completions), RULE(run, rollouts), strict=True):
+        assert set(rule) <= set(context) and not set(rule) & set(prompt)
