@@ -224,7 +224,8 @@ def train(run: Run, config: Config, kind: Target | None = "intervention", rl: bo
     if rl:
         spent = -int(-run.budget["completions"] // (config.prompts * config.samples))  # in rollout steps, rounded up
         settings = GRPO("dr_grpo", config.minibatches)  # the advantage isn't divided by the std
-        train_grpo(run, config.steps - spent, config.prompts, config.samples, settings, config.learning_rate)
+        sizes = config.steps - spent, config.prompts, config.samples
+        train_grpo(run, *sizes, settings, learning_rate=config.learning_rate)
 
 
 def never_solved(run: Run, config: Config, problems: list[Problem]) -> dict:

@@ -22,7 +22,7 @@ from repro.config import RunConfig
 from repro.launch.samples import Recorder
 from repro.launch.storage import load_checkpoint, save_checkpoint, write_atomically
 from repro.launch.track import Log
-from repro.model.logprobs import Divergence, TokenFunction, token_logprob
+from repro.model.logprobs import Divergence, TaughtFunction, TokenFunction, between, token_logprob
 from repro.model.policy import POLICY, Policy
 from repro.model.sampling import Completion, Decoding, sample
 from repro.model.training import Batch, Mean, Reading, TokenLoss, Trainer, as_they_are
@@ -234,9 +234,15 @@ class Run:
             self.recorder.add(self.step + 1, problems, completions, rewards)
         return rewards
 
-    def rollout(self, problems: list[Problem], samples: int, adapter: str = POLICY) -> Rollouts:
-        """Sample solutions of the problems, reward them, and log reward, entropy, length and truncation."""
-        completions = self.sample([prompts.solve(p) for p in problems], samples, adapter=adapter)
+    def rollout(
+        self,
+        problems: list[Problem],
+        samples: int,
+        adapter: str = POLICY,
+        ask: Callable[[Problem], Chat] = prompts.solve,
+    ) -> Rollouts:
+        """Sample answers to the problems (``ask``) and reward them; log reward, entropy, length and truncation."""
+        completions = self.sample([ask(p) for p in problems], samples, adapter=adapter)
         rewards = self.rewards(problems, completions)
         every = [c for group in completions for c in group]
         self.log(
@@ -300,16 +306,23 @@ class Run:
         return self.values(batch, token_logprob, adapter, temperature)
 
     def values(
-        self, batch: Batch, function: TokenFunction, adapter: str = POLICY, temperature: float = 1.0
+        self,
+        batch: Batch,
+        function: TokenFunction | TaughtFunction,
+        adapter: str = POLICY,
+        temperature: float = 1.0,
+        teacher: str = "",
     ) -> torch.Tensor:
-        """``function(logits, targets)`` at every completion token, no gradient, [tokens] or [tokens, k]."""
+        """``function(logits, targets)`` at every completion token, no gradient, [tokens] or [tokens, k].
+
+        With a ``teacher``, which reads the batch's ``contexts``, the function gets its logits as well.
+        """
         with self.phase("logprobs"), self.policy.using(adapter):
-            return self.trainer.values(batch, Reading(function, temperature))
+            return self.trainer.values(batch, Reading(function, temperature, teacher))
 
     def divergences(self, batch: Batch, divergence: Divergence, teacher: str, temperature: float = 1.0) -> torch.Tensor:
         """``divergence(student, teacher)`` at every token of a batch with the teacher's contexts, no gradient."""
-        with self.phase("logprobs"):
-            return self.trainer.values(batch, Reading(divergence, temperature, teacher))
+        return self.values(batch, between(divergence), POLICY, temperature, teacher)
 
     # --- updates: three verbs for three kinds of loss ---------------------------------------------------------------
 
@@ -326,13 +339,17 @@ class Run:
     def update_on_logits(
         self,
         batch: Batch,
-        function: TokenFunction,
+        function: TokenFunction | TaughtFunction,
         loss: TokenLoss = as_they_are,
         mean: Mean = "token",
         temperature: float = 1.0,
+        teacher: str = "",
     ) -> None:
-        """One optimiser step on ``loss(values, f)`` with ``values = function(logits, targets)``, [tokens] or more."""
-        self._step(batch, Reading(function, temperature), loss, mean, 1)
+        """One optimiser step on ``loss(values, f)`` with ``values = function(logits, targets)``, [tokens] or more.
+
+        With a ``teacher``, which reads the batch's ``contexts``, the function gets its logits as well.
+        """
+        self._step(batch, Reading(function, temperature, teacher), loss, mean, 1)
 
     def distill(
         self,
@@ -344,7 +361,7 @@ class Run:
         loss: TokenLoss = as_they_are,
     ) -> None:
         """One optimiser step on the divergence from a teacher (BASE or a frozen copy), which reads ``contexts``."""
-        self._step(batch, Reading(divergence, temperature, teacher), loss, mean, 1)
+        self.update_on_logits(batch, between(divergence), loss, mean, temperature, teacher)
 
     def _step(self, batch: Batch, reading: Reading, loss: TokenLoss, mean: Mean, together: int) -> None:
         with self.phase("train"):

@@ -47,7 +47,7 @@ def follow(run: Run, batch: Batch, divergence: Divergence, teacher: str = BASE, 
         return torch.stack([divergence(student, taught), gap], -1)
 
     def loss(values: torch.Tensor, _: SimpleNamespace) -> torch.Tensor:
-        run.log(gap=values[:, 1].mean())
+        run.log(gap=values[:, 1].detach().mean())
         return values[:, 0]
 
     run.distill(batch, both, teacher, mean=mean, loss=loss)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -14,7 +14,8 @@ from repro.model.policy import BASE
 from repro.model.training import Mean
 
 if TYPE_CHECKING:
-    from repro.run import Run
+    from repro.run import Rollouts, Run
+    from repro.tasks.problem import Problem
 
 Variant = Literal["grpo", "dr_grpo", "dapo"]
 
@@ -66,20 +67,41 @@ def grpo_loss(logp: torch.Tensor, fields: SimpleNamespace, settings: GRPO) -> to
     return loss + settings.kl * kl_k3(logp, fields.ref_logp) if settings.kl else loss
 
 
+def from_outcomes(run: Run, rollouts: Rollouts, settings: GRPO) -> torch.Tensor:
+    """The group-relative advantages of the rewards, [problems, samples]."""
+    return advantages(rollouts.rewards, settings.variant)
+
+
 def train_grpo(
-    run: Run, steps: int, problems: int, samples: int, settings: GRPO, learning_rate: float | None = None
+    run: Run,
+    steps: int,
+    problems: int,
+    samples: int,
+    settings: GRPO,
+    *,
+    draw: Callable[[Run, int], list[Problem]] | None = None,
+    rollout: Callable[[Run, list[Problem], int], Rollouts] | None = None,
+    advantage: Callable[[Run, Rollouts, GRPO], torch.Tensor] = from_outcomes,
+    **stage: Any,
 ) -> None:
-    """GRPO from outcome rewards. Groups that are all right or all wrong have no gradient; DAPO drops them."""
+    """The policy-gradient loop. Groups that are all right or all wrong have no gradient; DAPO drops them.
+
+    What a paper changes: ``draw`` chooses the problems of a step, by default the next ones; ``rollout`` samples and
+    rewards, drops or replaces groups; ``advantage`` gives [problems, samples], or one value a completion token in the
+    order of ``rollouts.batch()``. ``stage``: what it begins with (see ``Run.stage``).
+    """
     temperature = run.config.temperature
-    for _ in run.stage("train", steps, learning_rate=learning_rate):
-        rollouts = run.rollout(run.next_problems(problems), samples)
+    for _ in run.stage("train", steps, **stage):
+        drawn = draw(run, problems) if draw else run.next_problems(problems)
+        rollouts = rollout(run, drawn, samples) if rollout else run.rollout(drawn, samples)
         if settings.variant == "dapo":
             rollouts = rollouts.mixed()
         if not rollouts.problems:
             continue
         batch = rollouts.batch()
         batch.fields["old_logp"] = run.logprobs(batch, temperature=temperature)
-        batch.fields["advantage"] = batch.spread(advantages(rollouts.rewards, settings.variant).flatten())
+        weighed = advantage(run, rollouts, settings)
+        batch.fields["advantage"] = batch.spread(weighed.flatten()) if weighed.dim() == 2 else weighed
         if settings.kl:
             batch.fields["ref_logp"] = run.logprobs(batch, BASE, temperature)
         for mini in batch.split(settings.minibatches, run.rng):

@@ -20,7 +20,8 @@ from repro.model.attention import is_plain, unmasked, upload
 CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
 ROW = 256  # tokens of a packed row: attention costs more the longer it is, padding and prompts cost less
 TokenFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # student logits, teacher logits
+TaughtFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # logits, targets, teacher logits
 Support = Literal["student", "teacher"]
 
 
@@ -79,6 +80,11 @@ def mixed_kl(student: torch.Tensor, teacher: torch.Tensor, weight: float = 0.5) 
     return weight * forward_kl(student, teacher) + (1 - weight) * reverse_kl(student, teacher)
 
 
+def between(divergence: Divergence) -> TaughtFunction:
+    """A divergence as a function of a student's logits, the targets, which it doesn't look at, and a teacher's."""
+    return lambda student, targets, teacher: divergence(student, teacher)
+
+
 def on_top_k(
     student: torch.Tensor, teacher: torch.Tensor, divergence: Divergence, k: int, support: Support = "teacher"
 ):
@@ -122,10 +128,11 @@ class _WithSlope(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: torch.Tensor, targets: torch.Tensor, run: TokenFunction) -> torch.Tensor:
+    def forward(ctx, hidden: torch.Tensor, run: Callable[..., torch.Tensor], *given: torch.Tensor) -> torch.Tensor:
+        ctx.given = len(given)
         with torch.enable_grad():
             leaf = hidden.detach().requires_grad_()
-            values = run(leaf, targets)
+            values = run(leaf, *given)
             columns = values.unsqueeze(-1) if values.dim() == 1 else values
             sums = columns.sum(0).unbind()
             slopes = [torch.autograd.grad(s, leaf, retain_graph=s is not sums[-1])[0] for s in sums]
@@ -134,34 +141,31 @@ class _WithSlope(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors
         grad = grad.unsqueeze(-1) if grad.dim() == 1 else grad
-        return (slopes * grad[:, None].to(slopes.dtype)).sum(-1), None, None
+        return (slopes * grad[:, None].to(slopes.dtype)).sum(-1), None, *[None] * ctx.given
 
 
 def per_token(
     hidden: torch.Tensor,
     head: Callable[[torch.Tensor], torch.Tensor],
-    targets: torch.Tensor,
-    function: TokenFunction = token_logprob,
+    function: Callable[..., torch.Tensor],
+    *given: torch.Tensor,
     chunk: int = 1024,
 ) -> torch.Tensor:
-    """``function(logits, targets)`` for all tokens, never holding more than ``chunk`` rows of logits.
+    """``function(logits, *given)`` for all tokens, never holding more than ``chunk`` rows of logits.
 
-    hidden [tokens, width], targets [tokens, ...] -> [tokens] or [tokens, k]; head maps hidden states to float32 logits.
+    hidden [tokens, width], given [tokens, ...] -> [tokens] or [tokens, k]; head maps hidden states to float32 logits.
     The gradient goes to the hidden states alone: the head is frozen.
     """
 
-    def run(h: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return function(head(h), t)
+    def run(h: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return function(head(h), *rest)
 
     grad = torch.is_grad_enabled() and hidden.requires_grad
-    pieces = [
-        _WithSlope.apply(h, t, run) if grad else run(h, t)
-        for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    ]
-    return torch.cat(pieces)
+    parts = zip(*(tensor.split(chunk) for tensor in (hidden, *given)), strict=True)
+    return torch.cat([_WithSlope.apply(h, run, *rest) if grad else run(h, *rest) for h, *rest in parts])
 
 
 def lm_head(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -276,29 +280,29 @@ def completion_values(
     causal language model of transformers, without a PEFT wrapper around it (``PeftModel.get_base_model()``).
     """
     hidden, targets = completion_hidden(model, sequences, pad_id)
-    return per_token(hidden, lm_head(model, temperature), targets, function, _chunk(model))
+    return per_token(hidden, lm_head(model, temperature), function, targets, chunk=_chunk(model))
 
 
-def completion_divergence(
+def completion_taught(
     model: PreTrainedModel,
     sequences: Sequence[tuple[Sequence[int], Sequence[int]]],
     teacher_hidden: torch.Tensor,
-    divergence: Divergence,
+    function: TaughtFunction,
     temperature: float = 1.0,
     pad_id: int = 0,
 ) -> torch.Tensor:
-    """``divergence`` between student and teacher at every completion token, [tokens] in the order of ``sequences``.
+    """``function(logits, targets, teacher's logits)`` at every completion token, in the order of ``sequences``.
 
     teacher_hidden [tokens, width]: the teacher's hidden states for the same completions, without gradient, from the
     same model under another adapter and other prompts, so that one head serves both. The temperature divides both
     logits.
     """
-    hidden, _ = completion_hidden(model, sequences, pad_id)
+    hidden, targets = completion_hidden(model, sequences, pad_id)
     head = lm_head(model, temperature)
 
-    def function(logits: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def taught(logits: torch.Tensor, target: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             teacher = head(other)
-        return divergence(logits, teacher)
+        return function(logits, target, teacher)
 
-    return per_token(hidden, head, teacher_hidden, function, _chunk(model, 2))
+    return per_token(hidden, head, taught, targets, teacher_hidden, chunk=_chunk(model, 2))

@@ -15,10 +15,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from repro.model.attention import upload
 from repro.model.logprobs import (
-    Divergence,
+    TaughtFunction,
     TokenFunction,
-    completion_divergence,
     completion_hidden,
+    completion_taught,
     completion_values,
     token_logprob,
 )
@@ -38,11 +38,11 @@ TokenLoss = Callable[[torch.Tensor, SimpleNamespace], torch.Tensor]
 class Reading:
     """What is read off the model at each completion token before the loss sees it.
 
-    ``function(logits, targets)``, or with a ``teacher`` (an adapter that reads the batch's ``contexts``) a divergence,
-    ``function(logits, teacher's logits)``. ``temperature`` divides the logits.
+    ``function(logits, targets)``, or with a ``teacher`` (an adapter that reads the batch's ``contexts``)
+    ``function(logits, targets, teacher's logits)``. ``temperature`` divides all logits.
     """
 
-    function: TokenFunction | Divergence = token_logprob
+    function: TokenFunction | TaughtFunction = token_logprob
     temperature: float = 1.0
     teacher: str = ""
 
@@ -206,7 +206,7 @@ class Trainer:
             return completion_values(model, batch.sequences, reading.function, reading.temperature, pad_id)
         with torch.no_grad(), self.policy.using(reading.teacher):
             teacher, _ = completion_hidden(model, batch.seen_by_teacher(), pad_id)
-        return completion_divergence(model, batch.sequences, teacher, reading.function, reading.temperature, pad_id)
+        return completion_taught(model, batch.sequences, teacher, reading.function, reading.temperature, pad_id)
 
     def step(
         self,

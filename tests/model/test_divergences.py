@@ -12,8 +12,9 @@ from conftest import perturb, random_model
 
 from repro.methods.sft import nll
 from repro.model.logprobs import (
-    completion_divergence,
+    between,
     completion_hidden,
+    completion_taught,
     forward_kl,
     jensen_shannon,
     mixed_kl,
@@ -140,7 +141,7 @@ def test_chunked_divergence_is_that_of_whole_sequences_one_by_one(divergence):
         hidden, _ = completion_hidden(model, list(zip(contexts, completions, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("repro.model.logprobs.CHUNK_ELEMENTS", 6 * model.config.vocab_size)  # three tokens at once
-        found = completion_divergence(model, list(zip(prompts, completions, strict=True)), hidden, divergence, 1.1)
+        found = completion_taught(model, list(zip(prompts, completions, strict=True)), hidden, between(divergence), 1.1)
         (found * weight).sum().backward()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
     for name, parameter in model.named_parameters():
@@ -154,8 +155,8 @@ PROMPTS, CONTEXTS = [[5, 6, 7], [8, 9]], [[5, 6, 7, 20, 21], [8, 9, 30, 31, 32]]
 COMPLETIONS = [[11, 12, 13], [14, 15]]
 
 
-FORWARD, REVERSE = Reading(forward_kl, teacher=BASE), Reading(reverse_kl, teacher=BASE)
-TAUGHT = Reading(forward_kl, teacher="teacher")
+FORWARD, REVERSE = Reading(between(forward_kl), teacher=BASE), Reading(between(reverse_kl), teacher=BASE)
+TAUGHT = Reading(between(forward_kl), teacher="teacher")
 
 
 def distillation(contexts):
@@ -219,7 +220,7 @@ import resource, sys
 from functools import partial
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from repro.logprobs import completion_divergence, completion_hidden, forward_kl
+from repro.model.logprobs import between, completion_hidden, completion_taught, forward_kl
 
 config = Qwen2Config(vocab_size=152_000, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
                      num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
@@ -233,7 +234,7 @@ clipped = partial(forward_kl, clip=0.05)
 with torch.no_grad():
     seen, _ = completion_hidden(model, teachers)
 if sys.argv[1] == "chunked":
-    values = completion_divergence(model, students, seen, clipped)
+    values = completion_taught(model, students, seen, between(clipped))
 else:
     hidden, _ = completion_hidden(model, students)
     with torch.no_grad():

@@ -25,7 +25,7 @@ def test_chunked_values_and_gradients_equal_the_whole_computation():
     weights = torch.randn(37, 2, generator=generator, dtype=torch.float64)
     (expected_grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
     for chunk in (1, 5, 37, 100):
-        values = per_token(hidden, lm_head(model), targets, logprob_and_entropy, chunk)
+        values = per_token(hidden, lm_head(model), logprob_and_entropy, targets, chunk=chunk)
         (grad,) = torch.autograd.grad((values * weights).sum(), hidden)
         assert (values - expected).abs().max() < 1e-9
         assert (grad - expected_grad).abs().max() < 1e-9

@@ -21,7 +21,7 @@ from papers.sd_zero import (
 )
 from repro.arm import run_arm, run_folder
 from repro.config import ConfigError
-from repro.model.logprobs import completion_divergence, completion_hidden, mixed_kl
+from repro.model.logprobs import between, completion_hidden, completion_taught, mixed_kl
 from repro.model.training import Batch
 from repro.run import Rollouts, Run
 from repro.tasks import prompts
@@ -142,7 +142,7 @@ def test_both_copies_are_aligned():
     x, y, phrase = [5, 6, 7], [11, 12, 13, 14], [20, 21]
     with torch.no_grad():
         teacher, targets = completion_hidden(model, [([*x, *y, *phrase], y)])
-        values = completion_divergence(model, [(x, y)], teacher, divergence(Config()))
+        values = completion_taught(model, [(x, y)], teacher, between(divergence(Config())))
     assert targets.tolist() == y
     assert values[0] > 1e-3 and values[1:].abs().max() < 1e-9
 
