@@ -42,10 +42,10 @@ import torch
 from repro import Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share, standard
 from repro.methods.judge import judged
 from repro.methods.pool import answers_of, best_of, of_all, powers_of_two, subsets
+from repro.methods.steps import first_wrong_step
 from repro.results.metrics import auroc, majority, pass_at_k, ratio
 from repro.tasks import prompts
-from repro.tasks.arithmetic import KINDS, LEVELS, first_wrong, make_problem
-from repro.tasks.equations import wrong_equation
+from repro.tasks.arithmetic import KINDS, LEVELS, make_problem
 from repro.tasks.generated import as_problem
 from repro.tasks.problem import Problem
 
@@ -60,14 +60,6 @@ class Config(RunConfig):
     """Samples of each (paper: 256)."""
 
     PRESETS = {"smol": {"eval_samples": 16}, "gpu": {"eval_samples": 32}}  # noqa: RUF012
-
-
-# --- which solutions are valid ---------------------------------------------------------------------------------------
-
-
-def is_valid(problem: Problem, text: str, exact: bool) -> bool:
-    """Are all steps right, as far as it can be seen? ``exact``: a solution of the built-in arithmetic."""
-    return (first_wrong(problem.question, text) if exact else wrong_equation(text)) is None
 
 
 # --- selectors -------------------------------------------------------------------------------------------------------
@@ -136,11 +128,11 @@ def draw(run: Run, config: Config) -> Rollouts:
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Every selector by answers and by valid solutions at every N; false positives by level; P(Yes) as a detector."""
-    arithmetic = config.task == "arithmetic"
-    pool = draw(run, config) if arithmetic else rollouts
+    pool = draw(run, config) if config.task == "arithmetic" else rollouts
     texts = [[c.text for c in group] for group in pool.completions]
     right, answers = pool.rewards.double().numpy(), answers_of(pool)
-    checked = [[is_valid(p, t, arithmetic) for t in group] for p, group in zip(pool.problems, texts, strict=True)]
+    rows = zip(pool.problems, texts, strict=True)
+    checked = [[first_wrong_step(problem, text) is None for text in group] for problem, group in rows]
     valid = right * np.array(checked)
     odds = judged(run, pool.problems, texts).double().numpy()
     false, size = right - valid, right.shape[1]

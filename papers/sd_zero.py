@@ -40,9 +40,11 @@ import torch
 from repro import BASE, POLICY, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
 from repro.config import ConfigError
 from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill
+from repro.methods.steps import first_wrong_step, steps_of_tokens
 from repro.model.logprobs import Divergence, mixed_kl, on_top_k
 from repro.results.metric import number, share
 from repro.tasks import prompts
+from repro.tasks.problem import Problem
 from repro.verify import extract_answer
 
 
@@ -176,21 +178,17 @@ REGIONS = ("right answers", "before the error", "first wrong step", "after the e
 SIGNALS = tuple(f"divergence, {region}" for region in REGIONS)
 
 
-def regions(solution: str, pieces: Sequence[str], right: bool) -> list[str | None]:
+def regions(problem: Problem, pieces: Sequence[str], right: bool) -> list[str | None]:
     """The region of each token of an answer, from the tokens' texts; None behind its first final answer.
 
-    The first wrong step is the first line that isn't the reference's ("right answers like the reference": how far that
-    holds). Left out: the decision to stop (one of length), answers whose draft and final answer differ in verdict.
+    Left out: the decision to stop (one of length), right answers with a wrong step, drafts that were revised.
     """
     before = ["".join(pieces[:i]) for i in range(len(pieces) + 1)]
     attempt = next((text for text in before if extract_answer(text) is not None), before[-1])
-    if (extract_answer(attempt) == extract_answer(solution)) != right:
+    error = first_wrong_step(problem, attempt)
+    if right != (error is None):
         return [None] * len(pieces)
-    steps, reference = prompts.split_steps(attempt), prompts.split_steps(solution)
-    differs = [i for i, (a, b) in enumerate(zip(steps, reference, strict=False)) if a != b]
-    error = differs[0] if differs else min(len(steps), len(reference)) - 1
-    lines = [len(prompts.split_steps(text + ".")) - 1 for text in before[:-1]]  # of the token that comes next
-    places = [REGIONS[0 if right else 1 if line < error else 2 if line == error else 3] for line in lines]
+    places = [REGIONS[0 if right else 2 + (n > error) - (n < error)] for n in steps_of_tokens(pieces)]
     return [place if len(text) < len(attempt) else None for text, place in zip(before, places, strict=False)]
 
 
@@ -202,7 +200,7 @@ def signal(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     labels: list[str | None] = []
     for problem, (c,), r in zip(rollouts.problems, rollouts.completions, rollouts.rewards[:, 0], strict=True):
         pieces = run.policy.tokenizer.batch_decode([[i] for i in c.ids], skip_special_tokens=True)
-        labels += regions(problem.solution, pieces, bool(r))
+        labels += regions(problem, pieces, bool(r))
     at = {region: np.asarray([label == region for label in labels]) for region in REGIONS}
     at["elsewhere"] = at[REGIONS[0]] | at[REGIONS[1]] | at[REGIONS[3]]
     metrics = {f"divergence, {name}": number(values[rows].mean()) for name, rows in at.items() if rows.any()}
@@ -227,8 +225,6 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         metrics["correction rate"] = share(after[right == 0].mean())
     texts = [c.text for (c,) in first.completions]
     metrics["self-revised"] = share([prompts.CUE_WRONG in t or prompts.CUE_RIGHT in t for t in texts])
-    written = [t.endswith(p.solution) for t, p, r in zip(texts, problems, right, strict=True) if r]
-    metrics["right answers like the reference"] = share(np.mean(written) if written else 0.0)
     if config.task == "arithmetic":  # only there the first wrong step is known
         metrics |= signal(run, config, first)
     return metrics

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
+from repro.tasks import ways
 from repro.tasks.arithmetic import KINDS, LEVELS, ArithmeticProblem, draw_problem
 from repro.tasks.countdown import Countdown, make_countdown
 from repro.tasks.problem import Problem, TaskError, solution_text, split_of
@@ -44,6 +45,13 @@ def as_problem(raw: ArithmeticProblem) -> Problem:
     """A problem of the built-in arithmetic with its reference solution."""
     answer = raw.reference.answer
     return Problem(raw.question, answer, solution_text(raw.reference.steps, answer), raw.kind, raw.level)
+
+
+def from_problem(problem: Problem) -> ArithmeticProblem | None:
+    """The built-in arithmetic that a problem is, to be executed; None for a problem of another task."""
+    expression = problem.question.partition(" ")[2].rstrip(".")
+    data = ways.read(problem.kind, expression) if problem.kind in KINDS else None
+    return data and ArithmeticProblem(problem.question, problem.kind, problem.level, data)
 
 
 def one_step(split: str, size: int, seed: int) -> list[Problem]:

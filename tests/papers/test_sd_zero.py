@@ -26,6 +26,7 @@ from repro.model.training import Batch
 from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.loading import load
+from repro.tasks.problem import Problem
 
 CONFIG = Config(
     **{"steps": 4, "prompts": 2, "samples": 4, "phase_one": 0.5, "epochs": 2, "train_problems": 64},
@@ -147,21 +148,24 @@ def test_both_copies_are_aligned():
     assert values[0] > 1e-3 and values[1:].abs().max() < 1e-9
 
 
-SOLUTION = "4*5=20\n3+20=23\n23-1=22\n\\boxed{22}"
+SOLUTION = "3+20-1\n23-1\n\\boxed{22}"
+PROBLEM = Problem("Compute 3+4*5-1.", "22", SOLUTION, "mixed", 1)
 
 
 @pytest.mark.parametrize(
     ("text", "right", "lines"),
     [
-        (SOLUTION, True, [0, 0, 0, 0]),
-        ("4*5=20\n3+20=24\n24-1=23\n\\boxed{23}", False, [1, 2, 3, 3]),
-        ("3+4=7\n7*5=35\n35-1=34\n\\boxed{34}", False, [2, 3, 3, 3]),
-        ("4*5=20\n3+20=23\n\\boxed{23}", False, [1, 1, 2]),  # it stops too early
-        ("3+4=7\n\\boxed{7}\n\nWait\n\n" + SOLUTION, True, None),  # a wrong draft with a right revision
+        (SOLUTION, True, [0, 0, 0]),
+        ("3+20-1\n3+19\n\\boxed{22}", True, [0, 0, 0]),  # in another order than the reference's
+        ("3+20-1\n24-1\n\\boxed{23}", False, [1, 2, 3]),
+        ("7*5-1\n35-1\n\\boxed{34}", False, [2, 3, 3]),
+        ("3+20-1\n23\n\\boxed{23}", False, [1, 2, 3]),  # a term got lost
+        ("3+20\n\\boxed{22}", True, None),  # right in spite of a wrong step
+        ("7*5-1\n\\boxed{34}\n\nWait\n\n" + SOLUTION, True, None),  # a wrong draft with a right revision
     ],
 )
 def test_regions(text, right, lines):
-    labels = regions(SOLUTION, [*text, ""], right)  # characters for tokens, and the end token
+    labels = regions(PROBLEM, [*text, ""], right)  # characters for tokens, and the end token
     assert len(labels) == len(text) + 1 and labels[-1] is None
     if lines is None:
         assert set(labels) == {None}
@@ -173,8 +177,8 @@ def test_regions(text, right, lines):
 
 
 def test_regions_end_with_the_first_final_answer():
-    draft = "3+4=7\n\\boxed{7}"
-    labels = regions(SOLUTION, list(draft + "\n\nWait\n\n" + draft), False)
+    draft = "7*5-1\n\\boxed{34}"
+    labels = regions(PROBLEM, list(draft + "\n\nWait\n\n" + draft), False)
     assert None not in labels[: len(draft)] and set(labels[len(draft) :]) == {None}
 
 
@@ -190,7 +194,7 @@ def test_own_arms_train_on_the_protocol_s_completions(arm, tmp_path):
 
 def test_a_standard_arm_is_its_own_reviser(tmp_path):
     result = run_arm(PAPER, CONFIG, "base", 0, str(tmp_path))
-    assert {"acc@t1", "acc@t2", "self-revised", "right answers like the reference"} <= result["metrics"].keys()
+    assert {"acc@t1", "acc@t2", "self-revised"} <= result["metrics"].keys()
     assert "accuracy, teacher" not in result["metrics"] and "accuracy" not in result["metrics"]
     (file,) = tmp_path.rglob("evaluation.pt")
     first = torch.load(file, weights_only=True)["rewards"][:, 0]
