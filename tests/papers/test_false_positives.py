@@ -18,7 +18,7 @@ from papers.false_positives import (
 from repro.arm import run_arm
 from repro.methods.pool import best_of
 from repro.results.metrics import ratio
-from repro.tasks.problem import Problem, split_of
+from repro.tasks.problem import split_of
 
 
 def test_accuracy_by_answers_and_by_valid_solutions():
