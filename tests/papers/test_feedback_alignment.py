@@ -88,12 +88,11 @@ def test_teachers_read_their_context_before_the_student_s_own_tokens(run):
     rollouts = run.rollout(run.next_problems(3), 2)
     shown = CONTEXTS["aligned"]
     batch = read_by_teacher(run, rollouts, shown_to_teacher(shown))
-    flat = [
-        (p, c, r) for p, g, rs in zip(rollouts.problems, rollouts.completions, rollouts.rewards) for c, r in zip(g, rs)
-    ]
-    for (problem, c, right), context, (_, ids) in zip(flat, batch.contexts, batch.sequences, strict=True):
+    asked = [problem for problem in rollouts.problems for _ in range(2)]
+    flat, right = [c for group in rollouts.completions for c in group], rollouts.rewards.flatten().tolist()
+    for problem, c, r, context, (_, ids) in zip(asked, flat, right, batch.contexts, batch.sequences, strict=True):
         text = run.policy.tokenizer.decode(context)
-        assert shown(problem, c.text, bool(right)) in text and prompts.REFERENCE in text and tuple(ids) == c.ids
+        assert shown(problem, c.text, r > 0) in text and prompts.REFERENCE in text and tuple(ids) == c.ids
 
 
 def test_the_signal_by_hand(run):
