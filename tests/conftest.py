@@ -19,6 +19,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from repro.config import RunConfig
 from repro.model.policy import Policy
 from repro.model.sampling import Decoding
+from repro.paper import Paper
 
 ROOT = Path(__file__).parent.parent
 TIMED = ("seconds", "phases", "date", "machine")  # of a result: what differs from run to run
@@ -34,6 +35,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="slow; run with --slow"))
+
+
+def own_arms(paper: Paper) -> list:
+    """For parametrize: a paper's own arms; those that users run by name are tried with --slow."""
+    own = {name: arm for name, arm in paper.arms.items() if not arm.standard}
+    return [pytest.param(name, marks=[pytest.mark.slow] * arm.by_name) for name, arm in own.items()]
 
 
 def random_model(vocabulary: int = 50, dtype: torch.dtype = torch.float64, seed: int = 0) -> Qwen2ForCausalLM:

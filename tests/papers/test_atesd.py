@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import own_arms
 
 from papers.atesd import (
     EXPOSURES,
@@ -121,7 +122,7 @@ def test_decisions_are_held_and_rewarded_when_their_time_has_come(tmp_path):
         assert row["controller_reward"] == pytest.approx(reward(losses, grounded, 0.9, 0.05))
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_every_arm_learns(arm, tmp_path):
     result = run_arm(PAPER, replace(SMALL, updates=2), arm, 0, str(tmp_path))
     assert result["budget"]["completions"] == 2 * 4 and result["budget"]["optimizer_steps"] == 2

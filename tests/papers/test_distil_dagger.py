@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import own_arms
 from torch.autograd import grad
 
 from papers.distil_dagger import (
@@ -155,7 +156,7 @@ def test_teachers_read_a_sibling_or_the_reference(tmp_path):
     assert batch.contexts[3] == run.policy.encode(prompts.solve_with_reference(rollouts.problems[1]))
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_every_arm_learns(arm, tmp_path):
     result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
     assert result["budget"]["completions"] == 2 * 4 * 3

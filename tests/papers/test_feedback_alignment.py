@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import own_arms
 
 from papers.feedback_alignment import (
     CONTEXTS,
@@ -114,7 +115,7 @@ def test_the_signal_by_hand(run):
     assert errors and found["aligned, error"].value == pytest.approx(np.mean(errors), abs=1e-4)
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_every_arm_learns(arm, tmp_path):
     result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
     assert result["budget"]["completions"] == 2 * 4 and result["budget"]["optimizer_steps"] == 2

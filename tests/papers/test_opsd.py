@@ -5,6 +5,7 @@ The divergences themselves, the teacher pass and the alignment of both prompts a
 
 import pytest
 import torch
+from conftest import own_arms
 
 from papers.opsd import PAPER, Config, divergence_of, sampled_token_loss
 from repro.arm import run_arm
@@ -60,7 +61,7 @@ TINY = Config(
 )
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_every_arm_runs(arm, tmp_path):
     result = run_arm(PAPER, TINY, arm, 0, str(tmp_path))
     assert result["status"] == "ok"

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import own_arms
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -125,7 +126,7 @@ def test_the_student_never_reads_the_information(secret):
     assert f"step {secret}" not in asked["content"] and f"step {secret}" in halved(problem)[0]["content"]
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_every_arm_learns(arm, tmp_path):
     result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
     assert result["budget"]["completions"] == 2 * 4 * 3 and result["budget"]["optimizer_steps"] == (

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import perturb
+from conftest import own_arms, perturb
 
 from papers.score import (
     LEARNING,
@@ -311,7 +311,6 @@ def test_score_decouples_the_attempts_where_plain_rl_repeats_the_first():
 
 
 SMALL = replace(TINY, steps=2, eval_problems=4)
-OWN = [name for name, arm in PAPER.arms.items() if not arm.standard]
 
 
 def check_turns(metrics: dict) -> dict[str, float]:
@@ -322,7 +321,7 @@ def check_turns(metrics: dict) -> dict[str, float]:
     return values
 
 
-@pytest.mark.parametrize("arm", OWN)
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_every_arm_trains_on_the_protocol_s_completions(arm, tmp_path):
     result = run_arm(PAPER, SMALL, arm, 0, str(tmp_path))
     assert result["status"] == "ok"

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import perturb, random_model
+from conftest import own_arms, perturb, random_model
 
 from papers.sd_zero import (
     PAPER,
@@ -182,7 +182,7 @@ def test_regions_end_with_the_first_final_answer():
     assert None not in labels[: len(draft)] and set(labels[len(draft) :]) == {None}
 
 
-@pytest.mark.parametrize("arm", [name for name, arm in PAPER.arms.items() if not arm.standard])
+@pytest.mark.parametrize("arm", own_arms(PAPER))
 def test_own_arms_train_on_the_protocol_s_completions(arm, tmp_path):
     result = run_arm(PAPER, CONFIG, arm, 0, str(tmp_path))
     assert result["status"] == "ok"
