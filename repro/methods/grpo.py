@@ -29,6 +29,7 @@ class GRPO:
     clip_low: float = 0.2
     clip_high: float = 0.2  # DAPO: 0.28
     kl: float = 0.0  # weight of the k3 estimate of KL(policy || reference)
+    keep_uniform: bool = False  # dapo without its filter: groups that are all right or all wrong stay in the mean
 
 
 def advantages(rewards: torch.Tensor, variant: Variant, ddof: int = 1, delta: float = 1e-6) -> torch.Tensor:
@@ -94,7 +95,7 @@ def train_grpo(
     for _ in run.stage("train", steps, **stage):
         drawn = draw(run, problems) if draw else run.next_problems(problems)
         rollouts = rollout(run, drawn, samples) if rollout else run.rollout(drawn, samples)
-        if settings.variant == "dapo":
+        if settings.variant == "dapo" and not settings.keep_uniform:
             rollouts = rollouts.mixed()
         if not rollouts.problems:
             continue
