@@ -43,6 +43,14 @@ def advantages(rewards: torch.Tensor, variant: Variant, ddof: int = 1, delta: fl
     return centred / (rewards.std(1, keepdim=True, correction=ddof) + delta)
 
 
+def whiten(values: torch.Tensor, ddof: int = 0, delta: float = 1e-8) -> torch.Tensor:
+    """Less their mean, over their std: of all values, of any shape.
+
+    With rewards less their group's mean, the batch's advantages of REINFORCE++-baseline (2501.03262).
+    """
+    return (values - values.mean()) / (values.std(correction=ddof) + delta)
+
+
 def surrogate(
     logp: torch.Tensor, old_logp: torch.Tensor, advantage: torch.Tensor, clip_low: float, clip_high: float
 ) -> torch.Tensor:
