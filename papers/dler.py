@@ -37,7 +37,8 @@ import torch
 
 from repro import Arm, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
 from repro.config import ConfigError
-from repro.methods.grpo import GRPO, advantages, from_outcomes, train_grpo, whiten
+from repro.methods.behaviours import think, thought_metrics
+from repro.methods.grpo import GRPO, advantages, from_outcomes, over_tokens, train_grpo, whiten
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
@@ -79,11 +80,6 @@ class Config(RunConfig):
 def over_batch(run: Run, rollouts: Rollouts, settings: GRPO) -> torch.Tensor:
     """Rewards less their group's mean, standardised over all responses of the batch, [problems, samples]."""
     return whiten(advantages(rollouts.rewards, "dr_grpo"))
-
-
-def over_tokens(run: Run, rollouts: Rollouts, settings: GRPO) -> torch.Tensor:
-    """The same with the statistics of the code: over tokens, so that a response counts by its length, [tokens]."""
-    return whiten(rollouts.batch().spread(advantages(rollouts.rewards, "dr_grpo").flatten()), ddof=1)
 
 
 def shortened(rewards: torch.Tensor, lengths: torch.Tensor, limit: int) -> torch.Tensor:
@@ -131,20 +127,13 @@ dler = partial(train, advantage=over_batch, clip_higher=True, dropped=True)
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
-    """Accuracy and tokens of thought solutions, far above the training limit and within it."""
-    problems = rollouts.problems
-    generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
-    chats, limit = [prompts.think(p) for p in problems], config.think_tokens
-    completions = run.sample(chats, config.think_samples, generator=generator, max_new_tokens=limit)
-    thought = Rollouts(problems, completions, run.rewards(problems, completions))
+    """Accuracy, tokens and behaviours of thought solutions, far above the training limit and within it."""
+    thought = think(run, rollouts.problems, config.think_samples, config.think_tokens)
     lengths = lengths_of(thought)
-    tokens = lengths.double().mean(1)
-    return {
-        "think accuracy": share(thought.rewards.mean(1)),
-        "think tokens": number(tokens),
-        "half of the think tokens": number(tokens / 2),
+    return thought_metrics(run, thought) | {
+        "half of the think tokens": number(lengths.double().mean(1) / 2),
         "think accuracy within the limit": share((thought.rewards * (lengths <= config.limit)).mean(1)),
-        "think truncated": share(np.mean([c.truncated for group in completions for c in group])),
+        "think truncated": share(np.mean([c.truncated for group in thought.completions for c in group])),
     }
 
 
@@ -163,7 +152,7 @@ PAPER = Paper(
         "batch": partial(train, advantage=over_batch),
         "clip_higher": partial(train, advantage=over_batch, clip_higher=True),
         "dler": dler,
-        "dler_tokens": Arm(partial(dler, advantage=over_tokens), by_name=True),
+        "dler_tokens": Arm(partial(dler, advantage=partial(over_tokens, ddof=1)), by_name=True),
         "da_dler": Arm(partial(dler, by_difficulty=True), by_name=True),
     },
     measure=measure,
@@ -185,7 +174,7 @@ PAPER = Paper(
         over("dler", "grpo_cut", "training entropy", text="It keeps more entropy in training than GRPO with the limit"),
         over("grpo_full", "grpo_cut", TOKENS, text="It is the limit that shortens: without it GRPO ends longer"),
     ),
-    columns=(THINK, TOKENS, "think accuracy within the limit", "think truncated", "accuracy", "length", "entropy"),
+    columns=(THINK, TOKENS, "think accuracy within the limit", "think truncated", "redundant checks", "accuracy"),
     published={"base": "51.7 % / 10,499 tokens", "dler": "56.7 % / 2,466"},
     published_setting="R1-Distill-Qwen-1.5B, mean of five mathematics benchmarks",
     curves=("reward", "length", "entropy", "truncated"),

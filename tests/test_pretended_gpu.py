@@ -22,7 +22,7 @@ SMALLEST = {  # as far as a paper has the setting
     **{"dev_problems": 2, "warmup_problems": 4, "warmup_updates": 1, "verify_steps": 1, "batch": 4, "sft_batch": 4},
     **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
     **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2, "begun_problems": 2},
-    **{"think_samples": 2, "limit": 40, "think_tokens": 48},
+    **{"most_probes": 2, "probed_problems": 2, "think_samples": 2, "limit": 40, "think_tokens": 48},
     **{"seed_problems": 4, "first_steps": 1, "proposals": 4, "label_samples": 2},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
@@ -38,6 +38,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "sec": {"reverse"},
     "sws": {"uniform", "continued"},
     "dler": {"grpo_cut", "batch", "clip_higher"},
+    "spae": {"spae_no_shaping", "spae_no_decay"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
 OWN = {

@@ -44,10 +44,7 @@ def advantages(rewards: torch.Tensor, variant: Variant, ddof: int = 1, delta: fl
 
 
 def whiten(values: torch.Tensor, ddof: int = 0, delta: float = 1e-8) -> torch.Tensor:
-    """Less their mean, over their std: of all values, of any shape.
-
-    With rewards less their group's mean, the batch's advantages of REINFORCE++-baseline (2501.03262).
-    """
+    """Less their mean, over their std: of all values, of any shape."""
     return (values - values.mean()) / (values.std(correction=ddof) + delta)
 
 
@@ -79,6 +76,14 @@ def grpo_loss(logp: torch.Tensor, fields: SimpleNamespace, settings: GRPO) -> to
 def from_outcomes(run: Run, rollouts: Rollouts, settings: GRPO) -> torch.Tensor:
     """The group-relative advantages of the rewards, [problems, samples]."""
     return advantages(rollouts.rewards, settings.variant)
+
+
+def over_tokens(run: Run, rollouts: Rollouts, settings: GRPO, ddof: int = 0) -> torch.Tensor:
+    """Rewards less their group's mean, standardised over the batch's tokens: a response counts by its length, [tokens].
+
+    REINFORCE++-baseline as it is implemented (2501.03262).
+    """
+    return whiten(rollouts.batch().spread(advantages(rollouts.rewards, "dr_grpo").flatten()), ddof)
 
 
 def train_grpo(

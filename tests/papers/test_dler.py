@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from papers.dler import PAPER, Config, over_batch, over_tokens, shortened
+from papers.dler import PAPER, Config, over_batch, shortened
 from repro.arm import run_arm
 from repro.config import ConfigError
-from repro.methods.grpo import GRPO, advantages, kl_k3, surrogate, whiten
+from repro.methods.grpo import GRPO, advantages, kl_k3, over_tokens, surrogate, whiten
 from repro.model.sampling import Completion
 from repro.model.training import token_weights
 from repro.run import Rollouts, Run
@@ -52,7 +52,7 @@ def test_advantages_over_the_batch():  # 1
 
 def test_statistics_over_tokens():  # 2
     lengths = [2, 4, 4, 4, 2, 2, 4, 4]
-    found = over_tokens(None, rollouts_of(REWARDS, [lengths[:4], lengths[4:]]), GRPO())
+    found = over_tokens(None, rollouts_of(REWARDS, [lengths[:4], lengths[4:]]), GRPO(), ddof=1)
     expected = [2.107698, *[-0.274917] * 3, 1.512044, 1.512044, -0.870571, -0.870571]
     assert found.tolist() == pytest.approx([a for a, n in zip(expected, lengths, strict=True) for _ in range(n)], 1e-5)
     assert (found.mean().item(), found.std().item()) == pytest.approx((0, 1), abs=1e-6)

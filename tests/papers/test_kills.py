@@ -29,6 +29,7 @@ MORE = {
     "score": "--conversation-problems 2",
     "self_certainty": "--eval-problems 160 --eval-samples 8 --rows-per-batch 4",
     "sharpening": "--updates 40 --batch 4",
+    "spae": "--think-tokens 128 --probed-problems 8",
     "sws": "--seed-problems 16 --first-steps 8 --proposals 8 --label-samples 4",
 }
 ARMS = {
