@@ -23,6 +23,7 @@ SMALLEST = {  # as far as a paper has the setting
     **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
     **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2, "begun_problems": 2},
     **{"most_probes": 2, "probed_problems": 2, "think_samples": 2, "limit": 40, "think_tokens": 48},
+    **{"parts": 1, "frozen": 1, "scored_problems": 2},
     **{"seed_problems": 4, "first_steps": 1, "proposals": 4, "label_samples": 2},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
@@ -38,6 +39,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "sec": {"reverse"},
     "sws": {"uniform", "continued"},
     "dler": {"grpo_cut", "batch", "clip_higher"},
+    "oreal": {"clone", "clone_plain"},
     "spae": {"spae_no_shaping", "spae_no_decay"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
