@@ -10,7 +10,7 @@ parts; looks back at a right answer, answers that turn from right to wrong, toke
 where the probe and the text place the step that solves the problem.
 
 How this differs from the paper and why.
-- A step is a line, as the built-in model writes them (paper: a full stop and a blank line). At most eight of a solution
+- A step is a line, as the built-in model writes them (paper: a full stop and a blank line). At most six of a solution
   are probed, evenly, and what lies between two belongs to the later one.
 - The probe's cue is the box alone. Confidence is that of one greedy answer (paper: five samples).
 - The threshold of a settled answer is the example's 0.9; the paper's isn't known to us. Smallest and largest changes of
@@ -43,6 +43,7 @@ from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
 CUE = "\\boxed{"
+ALIKE = 64  # states of similar length that are probed side by side: padding costs more than the answers
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Config(RunConfig):
     """Weight of the changes of the potential (paper: 0.5)."""
     settled: float = 0.9
     """Potential above which the answer counts as settled (example code: 0.9)."""
-    most_probes: int = 8
+    most_probes: int = 6
     """Steps of a solution that are probed (paper: all)."""
     probe_tokens: int = 8
     """Limit of the probe's answer (example code: 10)."""
@@ -147,9 +148,16 @@ def probe(run: Run, config: Config, states: Sequence[tuple[int, ...]], answers: 
     """Potential behind each state (prompt and a part of a solution), by the current policy, [states]; no gradient."""
     encode, stop = partial(run.policy.tokenizer, add_special_tokens=False), [run.policy.token("}")]
     asked = [(*state, *encode(CUE).input_ids) for state in states]
-    found = run.sample(asked, 1, temperature=0.0, stop=stop, max_new_tokens=config.probe_tokens)
+    found: dict[tuple[int, ...], Completion] = {}
+    order = sorted(asked, key=len)
+    for start in range(0, len(order), ALIKE):
+        block = order[start : start + ALIKE]
+        for (c,) in run.sample(block, 1, temperature=0.0, stop=stop, max_new_tokens=config.probe_tokens):
+            found[c.prompt] = c
     gold = [encode(answer).input_ids for answer in answers]
-    pairs = [(ids, part) for ids, (c,), g in zip(asked, found, gold, strict=True) for part in (c.answer or c.ids, g)]
+    pairs = [
+        (ids, part) for ids, g in zip(asked, gold, strict=True) for part in (found[ids].answer or found[ids].ids, g)
+    ]
     batch = Batch(pairs)
     logp, entropy = run.values(batch, logprob_and_entropy).double().cpu().unbind(-1)
     conf = [(-part.mean()).exp() for part in entropy.split(batch.lengths)[::2]]

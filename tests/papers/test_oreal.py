@@ -15,9 +15,12 @@ from papers.oreal import (
     token_advantages,
     token_weights,
 )
+from repro import BASE
 from repro.arm import run_arm
 from repro.config import ConfigError
 from repro.methods.grpo import advantages, kl_k3, surrogate
+from repro.methods.judge import hidden_states
+from repro.model.logprobs import lm_head
 from repro.model.sampling import Completion
 from repro.run import Rollouts, Run
 
@@ -146,6 +149,14 @@ def test_arms(arm, tmp_path):
     assert result["status"] == "ok"
     assert result["budget"]["completions"] == TINY.steps * TINY.prompts * TINY.samples
     assert result["budget"]["optimizer_steps"] <= TINY.steps * TINY.parts - (TINY.frozen if arm == "oreal" else 0)
+
+
+def test_logits_are_read_where_tokens_are_predicted(tmp_path):
+    run = Run(PAPER, "oreal", 0, TINY, tmp_path)
+    batch = run.rollout(run.next_problems(3), 2).batch()
+    logp = lm_head(run.policy.model.get_base_model())(hidden_states(run, batch)).log_softmax(-1)
+    targets = torch.tensor([token for _, completion in batch.sequences for token in completion])
+    assert torch.allclose(logp.gather(1, targets[:, None])[:, 0], run.logprobs(batch, BASE), atol=1e-4)
 
 
 def test_the_policy_is_frozen_while_the_reward_model_learns(tmp_path):  # 7
