@@ -14,8 +14,8 @@ How this differs from the paper and why.
 - The policy itself writes the problems, by kind and level: to the built-in model no other request for problems is
   known. A level stands for the concepts; one is drawn by its frequency among a kind's weak problems, so that neither
   co-occurrence nor embeddings come in.
-- Labels of arithmetic are exact (paper: majority of a model's answers). Judges in words have no role here; a problem
-  must be readable, new, and of the training split by the kit's hash.
+- Labels of arithmetic are exact (paper: majority of a model's answers), so that a problem must be readable. No model
+  judges problems in words; they must be new, and of the training split by the kit's hash.
 - The difficulty is measured on fresh samples, not on those of the label.
 - A problem is seen about twice in the first stage, which leaves little of a slope.
 - Groups without signal are dropped, not replaced (paper: sampling goes on until the batch is full).
@@ -85,7 +85,8 @@ class Config(RunConfig):
     @property
     def steps_of_synthesis(self) -> int:
         """Rollout steps that take as many completions as the synthesis at most does."""
-        return -(-self.rounds * self.proposals * (1 + self.label_samples) // (self.prompts * self.samples))
+        each = 1 + self.label_samples * (1 if self.task == "arithmetic" else 2)  # other tasks: for the label, too
+        return -(-self.rounds * self.proposals * each // (self.prompts * self.samples))
 
 
 # --- weaknesses and what is asked for --------------------------------------------------------------------------------
@@ -181,11 +182,8 @@ def first_stage(run: Run, config: Config) -> None:
 def train(run: Run, config: Config, steps: int, pool: Pools, keep_uniform: bool = False, **hooks) -> None:
     """GRPO in DAPO's form on the problems of one pool; all are seen before one comes again."""
     settings = GRPO("dapo", config.minibatches, clip_high=0.28, keep_uniform=keep_uniform)
-
-    def draw(run: Run, count: int) -> list[Problem]:
-        return [pool.next() for _ in range(count)]
-
-    train_grpo(run, steps, config.prompts, config.samples, settings, draw=draw, **hooks)
+    sizes = config.prompts, config.samples
+    train_grpo(run, steps, *sizes, settings, draw=lambda _, count: [pool.next() for _ in range(count)], **hooks)
 
 
 def proposed(run: Run, config: Config, weakness: bool) -> list[Problem]:
@@ -197,12 +195,10 @@ def proposed(run: Run, config: Config, weakness: bool) -> list[Problem]:
         source = [seeds[i] for i in weak if seeds[i].kind == kind] if weakness else seeds
         levels = Counter(str(p.level) for p in source)
         asked += [(kind, int(level)) for level in draw_keys(levels, count, run.rng)] if count else []
-    if not asked:
-        return []
-    groups = run.sample([prompts.propose(*words) for words in asked], 1, config.proposal_temperature)
-    return [
-        Problem(c.text.strip(), "", "", *words) for (c,), words in zip(groups, asked, strict=True) if not c.truncated
-    ]
+    chats = [prompts.propose(*words) for words in asked]
+    groups = run.sample(chats, 1, config.proposal_temperature) if chats else []
+    written = [(c.text.strip(), words) for (c,), words in zip(groups, asked, strict=True) if not c.truncated]
+    return [Problem(question, "", "", *words) for question, words in written]
 
 
 def synthesise(run: Run, config: Config, weakness: bool, exact: bool) -> None:
