@@ -37,12 +37,12 @@ import torch
 from scipy.special import expit
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from repro import BASE, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, number, script_main, share
-from repro.methods.judge import preferred
+from repro import Batch, Claim, Metric, Panel, Paper, Rollouts, Run, number, script_main, share
+from repro.methods.judge import hidden_states, preferred
 from repro.methods.multiturn import final_answers
 from repro.methods.pool import Pool, PoolConfig, pool_of
 from repro.methods.sft import draws
-from repro.model.logprobs import TokenFunction, completion_hidden
+from repro.model.logprobs import TokenFunction
 from repro.results.metrics import auroc, brier, ece
 from repro.tasks.problem import Problem
 
@@ -160,13 +160,7 @@ def head(run: Run) -> TokenFunction:
 
 def last_hidden(run: Run, questions: Sequence[Sequence[int]]) -> torch.Tensor:
     """The base's last hidden states at the questions' last tokens, [questions, width]."""
-    batch, found = at_the_end(questions), {}
-    model, pad_id = run.policy.model.get_base_model(), run.policy.tokenizer.pad_token_id
-    with torch.no_grad(), run.policy.using(BASE):
-        for rows in batch.micro_batches(run.config.tokens_per_batch):
-            hidden, _ = completion_hidden(model, batch.select(rows).sequences, pad_id)
-            found.update(zip(rows, hidden.double().cpu(), strict=True))
-    return torch.stack([found[i] for i in range(len(questions))])
+    return hidden_states(run, at_the_end(questions)).double()
 
 
 def probe(hidden: torch.Tensor, g: torch.Tensor, others: torch.Tensor, penalty: float) -> torch.Tensor:

@@ -165,11 +165,12 @@ class Run:
         adapter: str = POLICY,
         generator: torch.Generator | None = None,
         stop: Sequence[int] = (),
+        max_new_tokens: int | None = None,
     ) -> list[list[Completion]]:
         """``samples`` completions of each conversation, by the policy, by BASE or by a frozen copy.
 
         A conversation may be given as token ids: what the policy wrote before is then gone on with token by token.
-        ``stop``: further tokens that end a completion.
+        ``stop``: further tokens that end a completion. ``max_new_tokens``: another limit than that of the settings.
         """
         temperature = self.config.temperature if temperature is None else temperature
         with self.phase("sample"), self.policy.sampling(adapter) as model:
@@ -178,7 +179,7 @@ class Run:
                 self.policy.tokenizer,
                 [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats],
                 samples,
-                Decoding(temperature=temperature, max_new_tokens=self.config.max_new_tokens),
+                Decoding(temperature=temperature, max_new_tokens=max_new_tokens or self.config.max_new_tokens),
                 [*self.policy.stop_ids, *stop],
                 generator or self.generator,
                 self.config.rows_per_batch,
@@ -240,9 +241,11 @@ class Run:
         samples: int,
         adapter: str = POLICY,
         ask: Callable[[Problem], Chat] = prompts.solve,
+        max_new_tokens: int | None = None,
     ) -> Rollouts:
         """Sample answers to the problems (``ask``) and reward them; log reward, entropy, length and truncation."""
-        completions = self.sample([ask(p) for p in problems], samples, adapter=adapter)
+        chats = [ask(p) for p in problems]
+        completions = self.sample(chats, samples, adapter=adapter, max_new_tokens=max_new_tokens)
         rewards = self.rewards(problems, completions)
         every = [c for group in completions for c in group]
         self.log(

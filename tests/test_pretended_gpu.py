@@ -22,6 +22,9 @@ SMALLEST = {  # as far as a paper has the setting
     **{"dev_problems": 2, "warmup_problems": 4, "warmup_updates": 1, "verify_steps": 1, "batch": 4, "sft_batch": 4},
     **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
     **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2, "begun_problems": 2},
+    **{"most_probes": 2, "probed_problems": 2, "think_samples": 2, "limit": 40, "think_tokens": 48},
+    **{"parts": 1, "frozen": 1, "scored_problems": 2},
+    **{"seed_problems": 4, "first_steps": 1, "proposals": 4, "label_samples": 2},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
@@ -33,6 +36,11 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "score": {"no_bonus", "no_stage_one", "second_attempt_rl"},
     "intervention": {"int_no_prefix", "sft_terse_rl"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
+    "sec": {"reverse"},
+    "sws": {"uniform", "continued"},
+    "dler": {"grpo_cut", "batch", "clip_higher"},
+    "oreal": {"clone", "clone_plain"},
+    "spae": {"spae_no_shaping", "spae_no_decay"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}
 OWN = {

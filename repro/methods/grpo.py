@@ -29,6 +29,7 @@ class GRPO:
     clip_low: float = 0.2
     clip_high: float = 0.2  # DAPO: 0.28
     kl: float = 0.0  # weight of the k3 estimate of KL(policy || reference)
+    keep_uniform: bool = False  # dapo without its filter: groups that are all right or all wrong stay in the mean
 
 
 def advantages(rewards: torch.Tensor, variant: Variant, ddof: int = 1, delta: float = 1e-6) -> torch.Tensor:
@@ -40,6 +41,11 @@ def advantages(rewards: torch.Tensor, variant: Variant, ddof: int = 1, delta: fl
     if variant == "dr_grpo":
         return centred
     return centred / (rewards.std(1, keepdim=True, correction=ddof) + delta)
+
+
+def whiten(values: torch.Tensor, ddof: int = 0, delta: float = 1e-8) -> torch.Tensor:
+    """Less their mean, over their std: of all values, of any shape."""
+    return (values - values.mean()) / (values.std(correction=ddof) + delta)
 
 
 def surrogate(
@@ -72,6 +78,14 @@ def from_outcomes(run: Run, rollouts: Rollouts, settings: GRPO) -> torch.Tensor:
     return advantages(rollouts.rewards, settings.variant)
 
 
+def over_tokens(run: Run, rollouts: Rollouts, settings: GRPO, ddof: int = 0) -> torch.Tensor:
+    """Rewards less their group's mean, standardised over the batch's tokens: a response counts by its length, [tokens].
+
+    REINFORCE++-baseline as it is implemented (2501.03262).
+    """
+    return whiten(rollouts.batch().spread(advantages(rollouts.rewards, "dr_grpo").flatten()), ddof)
+
+
 def train_grpo(
     run: Run,
     steps: int,
@@ -94,7 +108,7 @@ def train_grpo(
     for _ in run.stage("train", steps, **stage):
         drawn = draw(run, problems) if draw else run.next_problems(problems)
         rollouts = rollout(run, drawn, samples) if rollout else run.rollout(drawn, samples)
-        if settings.variant == "dapo":
+        if settings.variant == "dapo" and not settings.keep_uniform:
             rollouts = rollouts.mixed()
         if not rollouts.problems:
             continue

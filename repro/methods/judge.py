@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from repro.model.policy import POLICY
+from repro.model.logprobs import completion_hidden
+from repro.model.policy import BASE, POLICY
 from repro.model.training import Batch
 from repro.run import Run
 from repro.tasks import prompts
@@ -65,3 +66,15 @@ def preferred(
         return shown_first
     swapped = [prompts.compare(problem, second, first) for problem, first, second in pairs]
     return (shown_first + log_odds(run, swapped, "B", "A", adapter).sigmoid()) / 2
+
+
+def hidden_states(run: Run, batch: Batch, adapter: str = BASE) -> torch.Tensor:
+    """The last hidden states that predict each completion token, no gradient, [tokens, width], on the CPU."""
+    model, pad_id = run.policy.model.get_base_model(), run.policy.tokenizer.pad_token_id
+    found: dict[int, torch.Tensor] = {}
+    with torch.no_grad(), run.policy.using(adapter):
+        for rows in batch.micro_batches(run.config.tokens_per_batch):
+            part = batch.select(rows)
+            hidden, _ = completion_hidden(model, part.sequences, pad_id)
+            found.update(zip(rows, hidden.cpu().split(part.lengths), strict=True))
+    return torch.cat([found[i] for i in range(len(batch.sequences))])

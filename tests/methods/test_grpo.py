@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from repro.methods.grpo import GRPO, advantages, grpo_loss, kl_k3, mean_of, surrogate
+from repro.methods.grpo import GRPO, advantages, grpo_loss, kl_k3, mean_of, surrogate, whiten
 from repro.methods.sft import draws
 from repro.model.training import LOGPROBS, Batch, Trainer, token_weights
 from repro.run import Rollouts
@@ -23,6 +23,15 @@ def test_advantages():
 def test_a_constant_group_has_no_advantage():
     for variant in ("grpo", "dr_grpo", "dapo"):
         assert advantages(torch.ones(2, 4), variant).abs().max() == 0
+
+
+def test_whitened_values_have_mean_0_and_std_1():
+    values = torch.tensor([[1.0, 2.0, 4.0], [0.0, -3.0, 1.0]], dtype=torch.float64)
+    for ddof in (0, 1):
+        found = whiten(values, ddof)
+        assert found.shape == values.shape
+        assert (found.mean().item(), found.std(correction=ddof).item()) == pytest.approx((0, 1), abs=1e-7)
+    assert whiten(torch.full((2, 2), 0.5)).abs().max() == 0
 
 
 @pytest.mark.parametrize(

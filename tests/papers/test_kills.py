@@ -23,12 +23,15 @@ MORE = {
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opd_pitfalls": "--updates 40 --begun-problems 8",
     "opsd": "--updates 40",
+    "oreal": "--parts 1 --scored-problems 4",
     "p_true": "--updates 40 --batch 4",
     "revise": "--verify-steps 20 --refined-problems 8",
     "rise": "--updates 30 --batch 8 --turn-problems 8",
     "score": "--conversation-problems 2",
     "self_certainty": "--eval-problems 160 --eval-samples 8 --rows-per-batch 4",
     "sharpening": "--updates 40 --batch 4",
+    "spae": "--think-tokens 128 --probed-problems 8",
+    "sws": "--seed-problems 16 --first-steps 8 --proposals 8 --label-samples 4",
 }
 ARMS = {
     "conf_critique": "cct",
