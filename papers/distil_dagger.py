@@ -59,6 +59,8 @@ class Config(RunConfig):
     """Of later cross-entropies there (ours; the literal form has 1)."""
     feedback: Literal["sibling", "reference"] = "sibling"
     """What the teacher reads: a successful rollout of the same problem (SDPO's rule), or the reference solution."""
+    teacher: Literal["base", "current"] = "current"
+    """Whose weights read the feedback: the base's, or those of the moment (formula)."""
     top_k: int = 20
     """Of the arm that keeps only the teacher's likeliest tokens and a bucket for the rest (SDPO: 100)."""
     aided_problems: int = 160
@@ -163,11 +165,11 @@ def distil(
     config: Config,
     divergence: Divergence = cross_entropy,
     credit: Credit = "practical",
-    teacher: str = POLICY,
     **changes,
 ) -> None:
     """The training loop: groups of rollouts, the teacher reads them with the feedback, one update."""
     config = replace(config, **changes)
+    teacher = BASE if config.teacher == "base" else POLICY
 
     def read(student: torch.Tensor, targets: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         entropy = token_entropy(taught, targets)
@@ -231,7 +233,7 @@ PAPER = Paper(
         "reverse": Arm(partial(distil, divergence=reverse_kl, credit=""), by_name=True),
         "ce_top_k": Arm(cut, by_name=True),
         "distil_reference": Arm(partial(distil, feedback="reference"), by_name=True),
-        "distil_base_teacher": Arm(partial(distil, teacher=BASE), by_name=True),
+        "distil_base_teacher": Arm(partial(distil, teacher="base"), by_name=True),
     },
     measure=measure,
     claims=(

@@ -23,6 +23,7 @@ SMALLEST = {  # as far as a paper has the setting
     **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
     **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2, "begun_problems": 2},
     **{"most_probes": 2, "probed_problems": 2, "think_samples": 2, "limit": 40, "think_tokens": 48},
+    **{"groups": 2, "aided_problems": 2, "region_problems": 2, "probe_problems": 2, "aside_problems": 2},
     **{"parts": 1, "frozen": 1, "scored_problems": 2},
     **{"seed_problems": 4, "first_steps": 1, "proposals": 4, "label_samples": 2},
 }
@@ -37,6 +38,10 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "intervention": {"int_no_prefix", "sft_terse_rl"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
     "sec": {"reverse"},
+    "distil_dagger": {"sdpo", "reverse", "distil_reference", "distil_base_teacher"},
+    "pi_distill": {"pi_alpha_0", "pi_alpha_1", "pi_beta_0", "pi_half", "pi_answer"},
+    "feedback_alignment": {"refsol", "refsol_reverse", "stepalign_reverse"},
+    "atesd": {"half", "alpha_0", "alpha_25", "alpha_75", "one_step", "ungrounded"},
     "sws": {"uniform", "continued"},
     "dler": {"grpo_cut", "batch", "clip_higher"},
     "oreal": {"clone", "clone_plain"},

@@ -18,13 +18,17 @@ from repro.scripts import paper_scripts
 KILLS = 20
 COMMON = "--steps 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems 8 --eval-samples 2 --workers 1"
 MORE = {
+    "atesd": "--updates 40 --probe-problems 4 --aside-problems 8",
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "conf_critique": "--updates 8 --batch 8",
+    "distil_dagger": "--updates 40 --groups 2 --aided-problems 8",
+    "feedback_alignment": "--updates 40 --region-problems 8",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opd_pitfalls": "--updates 40 --begun-problems 8",
     "opsd": "--updates 40",
     "oreal": "--parts 1 --scored-problems 4",
     "p_true": "--updates 40 --batch 4",
+    "pi_distill": "--updates 30 --batch 8 --aided-problems 8",
     "revise": "--verify-steps 20 --refined-problems 8",
     "rise": "--updates 30 --batch 8 --turn-problems 8",
     "score": "--conversation-problems 2",
@@ -35,6 +39,8 @@ MORE = {
 }
 ARMS = {
     "conf_critique": "cct",
+    "distil_dagger": "distil",
+    "feedback_alignment": "stepalign",
     "intervention": "int_rl",
     "opd_pitfalls": "tail",
     "p_true": "p_ik",
