@@ -23,6 +23,7 @@ MORE = {
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opd_pitfalls": "--updates 40 --begun-problems 8",
     "opsd": "--updates 40",
+    "otr": "--updates 40 --batch 4",
     "p_true": "--updates 40 --batch 4",
     "revise": "--verify-steps 20 --refined-problems 8",
     "rise": "--updates 30 --batch 8 --turn-problems 8",
