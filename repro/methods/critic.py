@@ -78,15 +78,21 @@ def _problem(problem: Problem) -> ArithmeticProblem | None:
 
 
 def exact(problem: Problem, attempt: str, grade: Grade) -> str:
-    """What is wrong with an attempt at a built-in problem; "" for other tasks.
+    """What is wrong with an attempt at a built-in problem.
 
     hint: the sort of the first error. place: its step. step: also a right step in its place, one that goes on from the
-    line before. No grade below ``step`` says more than the number of a step, and a step that would say the answer, or
-    that isn't known, is left at its place.
+    line before. No grade below ``step`` says more than the number of a step, and a step that would say the answer is
+    left at its place. For other tasks no first error is known: ``step`` shows the reference without the answer, all
+    else is no more than the verdict.
     """
-    raw = _problem(problem) if grade != "verdict" else None
-    number = first_wrong(problem.question, attempt) if raw else None
-    if raw is None or number is None:
+    if grade == "verdict":
+        return ""
+    raw = _problem(problem)
+    if raw is None:
+        shown = f"{prompts.REFERENCE}\n{mask(problem.solution, problem.answer)}"
+        return shown if grade == "step" and problem.solution else ""
+    number = first_wrong(problem.question, attempt)
+    if number is None:  # what is wrong stands behind a right box
         return ""
     if grade == "hint":
         return prompts.HINTS.get(way_of(raw, attempt, number), prompts.HINTS["slip"])

@@ -118,12 +118,15 @@ def test_worked_critique():
     assert exact(problem, late, "step") == exact(problem, late, "place") == "Step 3 is wrong."
     assert exact(problem, "9-6+4\n3+4", "place") == "Step 3 is wrong."  # no box
     assert exact(problem, "(3)+4\n8", "step") == "Step 2 is wrong."  # worth the same, but no line of a derivation
-    assert exact(problem, "9-6+4\n3+4\n\\boxed{7}", "place") == ""
+    assert exact(problem, "9-6+4\n3+4\n\\boxed{7}\n\nWait: \\boxed{8}", "place") == ""
 
 
-@pytest.mark.parametrize("grade", ["hint", "place", "step"])
-def test_elsewhere_it_knows_no_more_than_the_verdict(grade):
-    assert exact(Problem("How many?", "7", "3 + 4 = 7\n\\boxed{7}", "gsm8k"), "\\boxed{8}", grade) == ""
+def test_elsewhere_it_knows_the_verdict_and_the_reference():
+    problem = Problem("How many?", "7", "3 + 4 = 7 apples\n\\boxed{7}", "gsm8k")
+    assert [exact(problem, "\\boxed{8}", grade) for grade in ("verdict", "hint", "place")] == [""] * 3
+    shown = exact(problem, "\\boxed{8}", "step")
+    assert shown == f"{prompts.REFERENCE}\n3 + 4 = {MASK} apples\n\\boxed{{{MASK}}}"
+    assert exact(Problem("How many?", "7"), "\\boxed{8}", "step") == ""
 
 
 def test_without_words_the_verdict_is_said():

@@ -41,7 +41,8 @@ ARMS = {
     "self_certainty": "base",
     "rise": "rise_2",
 }  # else the paper's name
-UNTRAINED = {"blend_asc", "false_positives", "gen_vs_mc"}  # they measure on a pool; self_certainty's is killed for all
+# they measure on a pool, which self_certainty's is killed for, or on dialogues
+UNTRAINED = {"blend_asc", "false_positives", "gen_vs_mc", "feedback_friction"}
 
 
 class Script:
