@@ -33,6 +33,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "score": {"no_bonus", "no_stage_one", "second_attempt_rl"},
     "intervention": {"int_no_prefix", "sft_terse_rl"},
     "otr": {"otr_beta_0", "otr_kappa_1", "otr_kappa_2", "otr_k_1", "otr_k_16"},
+    "rltf": {"grpo_mt", "sd_second", "sd_shuffled", "sd_verdict", "sft_y1"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}

@@ -240,23 +240,51 @@ def repeats(made: Sequence[Sequence[Dialogue]]) -> np.ndarray:
     return ratio(same, chances)
 
 
+def self_feedback(
+    run: Run, first: Rollouts, turns: int, critic: Critic, generator: torch.Generator | None = None
+) -> tuple[Attempts, list[list[list[str]]]]:
+    """All dialogues to the last turn, whether right or not: no verifier takes part. Also the words, [problem][sample].
+
+    With the model's own critic it is alone with its problem.
+    """
+    made = [[Dialogue(p, [c], False) for c in row] for p, row in zip(first.problems, first.completions, strict=True)]
+    every, rewards = [d for group in made for d in group], [first.rewards]
+    for _ in range(turns - 1):
+        said = critic(run, [d.problem for d in every], [d.attempts[-1].text for d in every])
+        for d, words in zip(every, said, strict=True):
+            d.words.append(words)
+        for d, (attempt,) in zip(every, run.sample([d.chat() for d in every], 1, generator=generator), strict=True):
+            d.attempts.append(attempt)
+        rewards.append(run.rewards(first.problems, [[d.attempts[-1] for d in group] for group in made]))
+    completions = [[[d.attempts[t] for d in group] for group in made] for t in range(turns)]
+    return Attempts(first.problems, completions, torch.stack(rewards)), [[d.words for d in group] for group in made]
+
+
 @dataclass
 class Conversations(Rollouts):
-    """Rollouts of first attempts with the dialogues that go on from them, as what ``train_grpo`` trains on."""
+    """Rollouts of first attempts with the dialogues that go on from them, as what ``train_grpo`` trains on.
+
+    ``more``: further sequences, prompt and completion, each with its weight: what is an advantage to an attempt.
+    """
 
     dialogues: list[list[Dialogue]]
-    more: list[tuple[Sequence[int], Sequence[int]]] = field(default_factory=list)  # prompt, completion
+    more: list[tuple[Sequence[int], Sequence[int], float]] = field(default_factory=list)
 
     @property
     def attempts(self) -> list[tuple[int, int, int]]:
-        """Problem, sample and turn of each attempt, from 0, in the batch's order."""
+        """Turn, problem and sample of each attempt, from 0, in the batch's order."""
         rows = ((i, k, d) for i, group in enumerate(self.dialogues) for k, d in enumerate(group))
-        return [(i, k, t) for i, k, d in rows for t in range(len(d.attempts))]
+        return [(t, i, k) for i, k, d in rows for t in range(len(d.attempts))]
 
     def batch(self) -> Batch:
         """Every attempt after what was said before it, a dialogue's in a row, and then what there is ``more``."""
-        said = (self.dialogues[i][k].attempts[t] for i, k, t in self.attempts)
-        return Batch([*((c.prompt, c.ids) for c in said), *self.more])
+        said = (self.dialogues[i][k].attempts[t] for t, i, k in self.attempts)
+        return Batch([*((c.prompt, c.ids) for c in said), *((prompt, ids) for prompt, ids, _ in self.more)])
+
+    def weights(self, advantage: torch.Tensor) -> torch.Tensor:
+        """Advantages of the attempts [turns, problems, samples] and the weights of what there is more, [tokens]."""
+        values = [advantage[place].item() for place in self.attempts]
+        return self.batch().spread([*values, *(weight for *_, weight in self.more)])
 
 
 def conversations(run: Run, problems: list[Problem], samples: int, turns: int, critic: Critic) -> Conversations:

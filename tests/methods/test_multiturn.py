@@ -18,6 +18,7 @@ from repro.methods.multiturn import (
     dialogues,
     repeats,
     retry,
+    self_feedback,
     self_refine,
     solved_within,
     turn_metrics,
@@ -221,16 +222,28 @@ def test_conversations_as_a_batch(tmp_path):
     assert len(drawn) == 3
     made = conversations(run, drawn, 2, 3, exact_critic("place"))
     assert len(made.problems) == 3 and made.rewards.shape == (3, 2)
-    made.more.append(([1, 2], [3, 4, 5]))
+    made.more.append(([1, 2], [3, 4, 5], 0.5))
     batch = made.batch()
     assert len(batch.sequences) == len(made.attempts) + 1 == run.budget["completions"] + 1
-    for (i, k, t), (prompt, ids) in zip(made.attempts, batch.sequences, strict=False):
+    for (t, i, k), (prompt, ids) in zip(made.attempts, batch.sequences, strict=False):
         dialogue = made.dialogues[i][k]
         before = Dialogue(dialogue.problem, dialogue.attempts[:t], False, dialogue.words[:t]).chat()
         assert list(prompt) == run.policy.encode(before) and ids == dialogue.attempts[t].ids
         assert dialogue.words == [
             exact(dialogue.problem, c.text, "place") for c in dialogue.attempts[: len(dialogue.words)]
         ]
+    advantage = torch.arange(18.0).view(3, 3, 2)
+    weights = made.weights(advantage).split(batch.lengths)
+    assert [w[0].item() for w in weights] == [*(advantage[place].item() for place in made.attempts), 0.5]
+    assert weights[-1].tolist() == [0.5] * 3
     assert len(affordable(40, 6)(run, 9)) == (40 - run.budget["completions"]) // 6
     assert affordable(5, 6)(run, 9) == []
     assert conversations(run, [], 2, 3, exact_critic("place")).batch().sequences == []
+
+
+def test_self_feedback_goes_on_whether_right_or_not():
+    run, calls, first = scripted([1, 2, 0], 3)
+    attempts, words = self_feedback(run, first, 3, lambda run, problems, texts: [f"on {t}" for t in texts])
+    assert attempts.rewards[:, :, 0].T.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert words == [[[f"on {t}" for t in attempts.texts(i, 0)[:2]]] for i in range(3)]
+    assert [len(chat) for chat in calls] == [1] * 3 + [3] * 3 + [5] * 3

@@ -27,6 +27,7 @@ MORE = {
     "p_true": "--updates 40 --batch 4",
     "revise": "--verify-steps 20 --refined-problems 8",
     "rise": "--updates 30 --batch 8 --turn-problems 8",
+    "rltf": "--updates 40 --conversation-problems 2 --own-turns 2",
     "score": "--conversation-problems 2",
     "self_certainty": "--eval-problems 160 --eval-samples 8 --rows-per-batch 4",
     "sharpening": "--updates 40 --batch 4",
@@ -40,6 +41,7 @@ ARMS = {
     "sd_zero": "sd_zero_sync",
     "self_certainty": "base",
     "rise": "rise_2",
+    "rltf": "sd",
 }  # else the paper's name
 # they measure on a pool, which self_certainty's is killed for, or on dialogues
 UNTRAINED = {"blend_asc", "false_positives", "gen_vs_mc", "feedback_friction"}
