@@ -37,7 +37,7 @@ import numpy as np
 import torch
 
 from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
-from repro.methods.critic import critic_for, exact, exact_critic, own_critic, shuffled, step_named
+from repro.methods.critic import critic_for, exact, exact_critic, own_critic, shuffled, step_named, to_predict
 from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.multiturn import (
     Conversations,
@@ -145,17 +145,15 @@ def with_lessons(run: Run, made: Conversations, config: Config, teaches: Teaches
     """What is learnt beside the two turns: second answers to the problem alone, or critiques."""
     rewards, reached = turn_rewards(made, config.box_penalty)
     worth = sd_advantages(rewards, reached, baseline)
-    tokenizer = run.policy.tokenizer
     for i, k in reached.nonzero().tolist():
         dialogue = made.dialogues[i][k]
-        alone = prompts.solve(dialogue.problem)
         if teaches == "sd" or (teaches == "sft" and dialogue.right):
             weight = config.alpha * (worth[i, k].item() if teaches == "sd" else 1.0)
-            made.more.append((run.policy.encode(alone), dialogue.attempts[1].ids, weight))
+            alone = run.policy.encode(prompts.solve(dialogue.problem))
+            made.more.append((alone, dialogue.attempts[1].ids, weight))
         elif teaches == "fm" and config.feedback_weight and dialogue.words[0]:
-            asked = run.policy.encode(prompts.criticize(alone, dialogue.attempts[0].text))
-            words = tokenizer(dialogue.words[0], add_special_tokens=False).input_ids
-            made.more.append((asked, [*words, tokenizer.eos_token_id], config.feedback_weight))
+            pair = to_predict(run, dialogue.problem, dialogue.attempts[0].text, dialogue.words[0])
+            made.more.append((*pair, config.feedback_weight))
     return made
 
 

@@ -34,6 +34,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "intervention": {"int_no_prefix", "sft_terse_rl"},
     "otr": {"otr_beta_0", "otr_kappa_1", "otr_kappa_2", "otr_k_1", "otr_k_16"},
     "rltf": {"grpo_mt", "sd_second", "sd_shuffled", "sd_verdict", "sft_y1"},
+    "interactive_icl": {"rl2f", "rl2f_empty", "rl2f_shuffled", "rl2f_undiscounted"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}

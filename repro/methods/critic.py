@@ -124,6 +124,13 @@ def own_critic(
     return critic
 
 
+def to_predict(run: Run, problem: Problem, attempt: str, words: str) -> tuple[list[int], list[int]]:
+    """The request for an own critique and a critic's words as its reply, as ids: what teaches a policy to criticise."""
+    tokenizer = run.policy.tokenizer
+    reply = tokenizer(words, add_special_tokens=False).input_ids
+    return run.policy.encode(prompts.criticize(prompts.solve(problem), attempt)), [*reply, tokenizer.eos_token_id]
+
+
 def step_named(text: str) -> int | None:
     """The first "Step N" of a critique."""
     found = re.search(r"(?i)\bstep (\d+)", text)

@@ -20,6 +20,7 @@ COMMON = "--steps 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems
 MORE = {
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "conf_critique": "--updates 8 --batch 8",
+    "interactive_icl": "--updates 40 --conversation-problems 2 --eval-turns 3",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opd_pitfalls": "--updates 40 --begun-problems 8",
     "opsd": "--updates 40",
@@ -34,6 +35,7 @@ MORE = {
 }
 ARMS = {
     "conf_critique": "cct",
+    "interactive_icl": "rl2f_wm",
     "intervention": "int_rl",
     "opd_pitfalls": "tail",
     "p_true": "p_ik",
