@@ -56,7 +56,7 @@ class Config(RunConfig):
 
     turns: int = 6
     """Attempts at a problem, the first one included (paper: 10)."""
-    dialogue_problems: int = 512
+    dialogue_problems: int = 256
     """Held-out problems with dialogues (paper: 30 to 450)."""
     candidates: int = 8
     """Samples that rejection chooses from (paper: 25)."""
@@ -68,7 +68,7 @@ class Config(RunConfig):
     PRESETS = {  # noqa: RUF012
         "smol": {"turns": 3},
         "small": {"turns": 4, "dialogue_problems": 100},
-        "gpu": {"turns": 4, "dialogue_problems": 256},
+        "gpu": {"turns": 4},
     }
 
     def check(self) -> None:
