@@ -35,6 +35,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "otr": {"otr_beta_0", "otr_kappa_1", "otr_kappa_2", "otr_k_1", "otr_k_16"},
     "rltf": {"grpo_mt", "sd_second", "sd_shuffled", "sd_verdict", "sft_y1"},
     "interactive_icl": {"rl2f", "rl2f_empty", "rl2f_shuffled", "rl2f_undiscounted"},
+    "exit": {"curriculum", "improve", "diverge"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}

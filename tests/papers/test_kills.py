@@ -20,6 +20,7 @@ COMMON = "--steps 40 --prompts 4 --samples 4 --train-problems 64 --eval-problems
 MORE = {
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "conf_critique": "--updates 8 --batch 8",
+    "exit": "--buffer-size 8 --improvements 1",
     "interactive_icl": "--updates 40 --conversation-problems 2 --eval-turns 3",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opd_pitfalls": "--updates 40 --begun-problems 8",
