@@ -22,6 +22,7 @@ SMALLEST = {  # as far as a paper has the setting
     **{"dev_problems": 2, "warmup_problems": 4, "warmup_updates": 1, "verify_steps": 1, "batch": 4, "sft_batch": 4},
     **{"pool_problems": 8, "pool_samples": 2, "hard_problems": 2, "hard_samples": 2, "sft_steps": 1},
     **{"turn_problems": 2, "refined_problems": 2, "conversation_problems": 2, "begun_problems": 2},
+    **{"dialogue_problems": 2, "step_problems": 2, "own_turns": 2, "improvements": 1, "buffer_size": 8},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
@@ -36,6 +37,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "rltf": {"grpo_mt", "sd_second", "sd_shuffled", "sd_verdict", "sft_y1"},
     "interactive_icl": {"rl2f", "rl2f_empty", "rl2f_shuffled", "rl2f_undiscounted"},
     "exit": {"curriculum", "improve", "diverge"},
+    "thinktuning": {"unguided", "tt_gamma_0", "tt_always"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
 }
 PAPERS = {name: load_script(find_script(name)) for name in (*paper_scripts(), "standard")}

@@ -33,6 +33,7 @@ MORE = {
     "score": "--conversation-problems 2",
     "self_certainty": "--eval-problems 160 --eval-samples 8 --rows-per-batch 4",
     "sharpening": "--updates 40 --batch 4",
+    "thinktuning": "--updates 40 --step-problems 3",
 }
 ARMS = {
     "conf_critique": "cct",
@@ -44,6 +45,7 @@ ARMS = {
     "sd_zero": "sd_zero_sync",
     "self_certainty": "base",
     "rise": "rise_2",
+    "thinktuning": "tt",
     "rltf": "sd",
 }  # else the paper's name
 # they measure on a pool, which self_certainty's is killed for, or on dialogues
