@@ -236,6 +236,7 @@ PAPER = Paper(
             "friction", STEP_TOLD, "target, F3", "solved, F3", "15-25 (AIME), 3-8 (GPQA)", threshold=0.03, primary=True
         ),
         within("plateau", "The last round adds at most 2 points", "last but one, F3", "solved, F3", threshold=-0.02),
+        within("ceiling", "F3 stays below the solver that reads the reference", "with the reference", "solved, F3"),
         within("quality", "F3 is above F1", "solved, F3", "solved, F1", "+26.7 (AIME), +10.6 (GPQA)"),
         within("self_feedback", "F2 is above F1", "solved, F2", "solved, F1", "F3 > F2 > F1"),
         within("exactness", "F3 is above F2", "solved, F3", "solved, F2", "F3 > F2 > F1"),
