@@ -79,13 +79,13 @@ class Config(RunConfig):
     """Taken off an answer without a box (paper: 0.1)."""
     own_turns: int = 4
     """Attempts in the evaluation with own critiques (paper: up to 6)."""
-    retried_samples: int = 2
+    retried_samples: int = 1
     """Of the evaluation's samples of a problem, those that get further turns (ours)."""
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 32, "conversation_problems": 2},
         "small": {"conversation_problems": 4},
-        "gpu": {"updates": 60, "conversation_problems": 10, "retried_samples": 1},
+        "gpu": {"updates": 60, "conversation_problems": 10},
     }
 
 
