@@ -26,6 +26,7 @@ SMALLEST = {  # as far as a paper has the setting
     **{"groups": 2, "aided_problems": 2, "region_problems": 2, "probe_problems": 2, "aside_problems": 2},
     **{"parts": 1, "frozen": 1, "scored_problems": 2},
     **{"seed_problems": 4, "first_steps": 1, "proposals": 4, "label_samples": 2},
+    **{"dialogue_problems": 2, "step_problems": 2, "own_turns": 2, "improvements": 1, "buffer_size": 8},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
@@ -36,6 +37,11 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "b_star": {"online_rft_t0.6", "online_rft_t1.4", "star", "b_star_temperature"},
     "score": {"no_bonus", "no_stage_one", "second_attempt_rl"},
     "intervention": {"int_no_prefix", "sft_terse_rl"},
+    "otr": {"otr_beta_0", "otr_kappa_1", "otr_kappa_2", "otr_k_1", "otr_k_16"},
+    "rltf": {"grpo_mt", "sd_second", "sd_shuffled", "sd_verdict", "sft_y1"},
+    "interactive_icl": {"rl2f", "rl2f_empty", "rl2f_shuffled", "rl2f_undiscounted"},
+    "exit": {"curriculum", "improve", "diverge"},
+    "thinktuning": {"unguided", "tt_gamma_0", "tt_always"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
     "sec": {"reverse"},
     "distil_dagger": {"sdpo", "reverse", "distil_reference", "distil_base_teacher"},

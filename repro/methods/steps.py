@@ -39,7 +39,10 @@ def right_from(problem: Problem, text: str, number: int) -> str:
     state = raw and (ways.read(raw.kind, before[-1]) if before else raw.data)
     if not raw or state is None or ways.over(raw.kind, state):
         return problem.solution
-    rest = raw.attempt(random.Random(raw.question), scale=0.0, slip=0.0, start=state)  # in the reference's style
+    try:
+        rest = raw.attempt(random.Random(raw.question), scale=0.0, slip=0.0, start=state)  # in the reference's style
+    except (IndexError, ValueError):  # such as "(3)+4", with nothing to do in its group
+        return problem.solution
     return solution_text(rest.steps, rest.answer)
 
 

@@ -136,6 +136,18 @@ def decompose(right: np.ndarray, kept: np.ndarray, mended: np.ndarray) -> dict[s
     return {"acc@t1": acc1, "acc@t2": acc2, **parts, "RSS": np.asarray(rss)}
 
 
+def semantic_entropy(answers: Sequence[str | None], logprobs: Sequence[float] | None = None) -> float:
+    """Entropy in nats over clusters of equal answers, weighted by the samples' probabilities or by their number.
+
+    Equal answers are written alike; samples without one (None) are a cluster of their own.
+    """
+    logp = np.zeros(len(answers)) if logprobs is None else np.asarray(logprobs, dtype=float)
+    weights = np.exp(logp - logp.max())
+    p = np.array([sum(w for w, a in zip(weights, answers, strict=True) if a == one) for one in dict.fromkeys(answers)])
+    p = p[p > 0] / p.sum()
+    return float(-(p * np.log(p)).sum())
+
+
 def auroc(scores: Sequence[float], labels: Sequence[bool]) -> float:
     """Probability that a right item's score is above a wrong one's, ties counting half; NaN with one class only."""
     scores, labels = np.asarray(scores, dtype=float), np.asarray(labels, dtype=bool)

@@ -181,3 +181,26 @@ def first_wrong(question: str, text: str) -> int | None:
         if boxed:
             return None
     return len(lines) + 1
+
+
+def following(raw: ArithmeticProblem, text: str, number: int) -> dict[str, str]:
+    """What line ``number`` of a solution could be, and each line's way; nothing after an answer or an unknown state."""
+    state = raw.data if number == 1 else ways.read(raw.kind, split_steps(text)[number - 2])
+    if state is None or ways.over(raw.kind, state):
+        return {}
+    try:
+        return raw.next_lines(state)
+    except (IndexError, ValueError):  # such as "(3)+4", with nothing to do in its group
+        return {}
+
+
+def way_of(raw: ArithmeticProblem, text: str, number: int) -> str:
+    """Which wrong way line ``number`` is; slip: none that is known."""
+    lines = split_steps(text)
+    return following(raw, text, number).get(lines[number - 1].strip(), "slip") if number <= len(lines) else "slip"
+
+
+def right_lines(raw: ArithmeticProblem, text: str, number: int) -> list[str]:
+    """What line ``number`` could rightly be, the left style first."""
+    found = [line for line, way in following(raw, text, number).items() if way == "right"]
+    return found or [f"\\boxed{{{raw.reference.answer}}}"]

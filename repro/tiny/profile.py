@@ -18,7 +18,16 @@ from repro.model.sampling import Completion, Decoding, sample
 from repro.results.metrics import auroc, pass_at_k
 from repro.results.tables import markdown
 from repro.tasks import prompts, ways
-from repro.tasks.arithmetic import FAR, KINDS, LEVELS, ArithmeticProblem, draw_problem, first_wrong
+from repro.tasks.arithmetic import (
+    FAR,
+    KINDS,
+    LEVELS,
+    ArithmeticProblem,
+    draw_problem,
+    first_wrong,
+    right_lines,
+    way_of,
+)
 from repro.tasks.generated import as_problem
 from repro.tasks.linear import value_of
 from repro.tasks.loading import load
@@ -141,28 +150,6 @@ def errors(s: Subject, texts: list[list[str]], right: np.ndarray, rows: Rows) ->
     rows.append(("slips, share of the first errors", percent(np.mean(slips)), "about 25"))
     rows.append(("distinct first steps of 8", f"{np.mean(variety):.1f}", "at least 4"))
     rows.append(("right answers with a wrong step", percent(np.mean(coincidences)), "few"))
-
-
-def line_before(raw: ArithmeticProblem, text: str, number: int) -> tuple | None:
-    """The state before line ``number`` of a solution."""
-    return raw.data if number == 1 else ways.read(raw.kind, prompts.split_steps(text)[number - 2])
-
-
-def way_of(raw: ArithmeticProblem, text: str, number: int) -> str:
-    """Which wrong way line ``number`` is; slip: none that is known."""
-    lines = prompts.split_steps(text)
-    state = line_before(raw, text, number)
-    if number > len(lines) or state is None or ways.over(raw.kind, state):
-        return "slip"
-    return raw.next_lines(state).get(lines[number - 1].strip(), "slip")
-
-
-def right_lines(raw: ArithmeticProblem, text: str, number: int) -> list[str]:
-    """What line ``number`` could rightly be, the left style first."""
-    state = line_before(raw, text, number)
-    if state is None or ways.over(raw.kind, state):
-        return [f"\\boxed{{{raw.reference.answer}}}"]
-    return [line for line, way in raw.next_lines(state).items() if way == "right"]
 
 
 def reach(s: Subject, rows: Rows, size: int) -> None:

@@ -2,11 +2,27 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from repro.config import RunConfig
-from repro.methods.multiturn import Attempts, converse, retry, self_refine, turn_metrics
+from repro.methods.critic import exact, exact_critic
+from repro.methods.multiturn import (
+    Attempts,
+    Dialogue,
+    affordable,
+    at_equal_tokens,
+    conversations,
+    converse,
+    dialogues,
+    repeats,
+    retry,
+    self_feedback,
+    self_refine,
+    solved_within,
+    turn_metrics,
+)
 from repro.model.sampling import Completion
 from repro.paper import Paper
 from repro.run import Rollouts, Run
@@ -115,3 +131,119 @@ def test_self_refine_writes_again_what_it_rejects_itself():
     assert asked[1] == [prompts.revise(prompts.solve(problem), "3", right=False)]
     assert asked[2] == [prompts.verify(problem, "2")] * 2
     assert attempts.rewards.tolist() == [[[1.0, 0.0]], [[0.0, 0.0]], [[0.0, 0.0]]]
+
+
+# --- rounds of feedback that end with the first right attempt -------------------------------------------------------
+
+
+def scripted(solved_at: list[int], turns: int):
+    """A run on problems that are solved at these attempts (0: never), its calls, and first attempts."""
+    problems = [Problem(f"q{i}", "1", kind="gsm8k") for i in range(len(solved_at))]
+    made, calls = dict.fromkeys((p.question for p in problems), 0), []
+
+    def attempt(problem: Problem) -> Completion:
+        made[problem.question] += 1
+        right = made[problem.question] == solved_at[int(problem.question[1:])]
+        return Completion((), (1, 2), (), f"\\boxed{{{1 if right else made[problem.question] + 1}}}", False)
+
+    def sample(chats, n, temperature=None, adapter="", generator=None):
+        asked = [next(p for p in problems if chat[0]["content"].startswith(p.question)) for chat in chats]
+        calls.extend(chats)
+        return [[attempt(p)] for p in asked]
+
+    def rewards(problems, groups):
+        return torch.tensor([[float(c.text == "\\boxed{1}") for c in group] for group in groups])
+
+    run = SimpleNamespace(sample=sample, rewards=rewards)
+    completions = run.sample([prompts.solve(p) for p in problems], 1)
+    return run, calls, Rollouts(problems, completions, rewards(problems, completions))
+
+
+def test_dialogues_end_at_success_and_accuracy_is_cumulative():  # 2506.11930: attempts 0, 0, 1, 3, never
+    run, calls, first = scripted([1, 1, 2, 4, 0], 5)
+    made = dialogues(run, first, 5, exact_critic("verdict"))
+    assert solved_within(made, 5).mean(1).tolist() == pytest.approx([0.4, 0.6, 0.6, 0.8, 0.8])
+    assert len(calls) == 1 + 1 + 2 + 4 + 5
+    assert [len(group[0].attempts) for group in made] == [1, 1, 2, 4, 5]
+    assert all(len(group[0].words) == len(group[0].attempts) - 1 for group in made)
+    assert len(calls[-1]) == 9 and calls[-1][2]["content"] == prompts.VERDICT_WRONG
+
+
+def test_a_dialogue_may_be_cut_to_its_last_attempt():
+    run, calls, first = scripted([0], 4)
+    made = dialogues(run, first, 4, lambda run, problems, texts: [f"about {t}" for t in texts], full=False)
+    assert [len(chat) for chat in calls] == [1, 3, 3, 3]
+    dialogue = made[0][0]
+    said = [m["content"] for m in Dialogue(dialogue.problem, dialogue.attempts[:-1], False, dialogue.words).chat()]
+    assert said[1::2] == [c.text for c in dialogue.attempts[:-1]]
+    assert ["about " + c.text in text for c, text in zip(dialogue.attempts, said[2::2], strict=False)] == [True] * 3
+    assert calls[-1][1]["content"] == dialogue.attempts[2].text and "about" in calls[-1][2]["content"]
+
+
+def test_a_next_attempt_can_be_chosen():
+    run, _, first = scripted([0, 0], 3)
+    chosen = Completion((), (), (), "\\boxed{1}", False)
+    made = dialogues(run, first, 3, exact_critic("verdict"), answer=lambda going, chats: [chosen for _ in chats])
+    assert [group[0].solved_at for group in made] == [2, 2]
+
+
+def test_resampling_at_equal_tokens():
+    rewards = np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, 0]])
+    lengths = np.array([[10.0, 20, 10], [10, 50, 50], [10, 10, 10]])
+    # in the mean 10 tokens for one sample, 10 + 30 / 3 = 20 for up to two, 20 + 10 / 3 for up to three
+    assert at_equal_tokens(rewards, lengths, 10).tolist() == [0, 1, 0]
+    assert at_equal_tokens(rewards, lengths, 15).tolist() == [0.5, 1, 0]
+    assert at_equal_tokens(rewards, lengths, 20).tolist() == [1, 1, 0]
+    assert at_equal_tokens(rewards, lengths, 1e9).tolist() == [1, 1, 0]
+    assert at_equal_tokens(rewards, lengths, 1).tolist() == [0, 1, 0]
+
+
+def test_independent_attempts_reach_what_chance_gives():  # 2602.16066, check 7
+    rng = np.random.default_rng(0)
+    rewards, ones = (rng.random((20_000, 4)) < 0.3).astype(float), np.ones((20_000, 4))
+    for t in (1, 2, 3, 4):
+        spent = sum(0.7**k for k in range(t))
+        assert at_equal_tokens(rewards, ones, spent).mean() == pytest.approx(1 - 0.7**t, abs=0.01)
+
+
+def test_repeats_are_counted_after_wrong_attempts():
+    def dialogue(*answers: str | None) -> Dialogue:
+        texts = ["I give up" if a is None else f"\\boxed{{{a}}}" for a in answers]
+        return Dialogue(Problem("q", "1"), [Completion((), (), (), t, False) for t in texts], answers[-1] == "1")
+
+    made = [[dialogue("2", "2", "4/2"), dialogue("3", "1")], [dialogue("1")], [dialogue(None, None, "5")]]
+    assert repeats(made).mean() == pytest.approx(2 / 5)
+
+
+def test_conversations_as_a_batch(tmp_path):
+    paper = Paper("none", "", "", RunConfig, {}, ())
+    run = Run(paper, "base", 0, RunConfig(max_new_tokens=128, train_problems=8), tmp_path)
+    drawn = affordable(40, 6)(run, 3)
+    assert len(drawn) == 3
+    made = conversations(run, drawn, 2, 3, exact_critic("place"))
+    assert len(made.problems) == 3 and made.rewards.shape == (3, 2)
+    made.more.append(([1, 2], [3, 4, 5], 0.5))
+    batch = made.batch()
+    assert len(batch.sequences) == len(made.attempts) + 1 == run.budget["completions"] + 1
+    for (t, i, k), (prompt, ids) in zip(made.attempts, batch.sequences, strict=False):
+        dialogue = made.dialogues[i][k]
+        before = Dialogue(dialogue.problem, dialogue.attempts[:t], False, dialogue.words[:t]).chat()
+        assert list(prompt) == run.policy.encode(before) and ids == dialogue.attempts[t].ids
+        assert dialogue.words == [
+            exact(dialogue.problem, c.text, "place") for c in dialogue.attempts[: len(dialogue.words)]
+        ]
+    advantage = torch.arange(18.0).view(3, 3, 2)
+    weights = made.weights(advantage).split(batch.lengths)
+    assert [w[0].item() for w in weights] == [*(advantage[place].item() for place in made.attempts), 0.5]
+    assert weights[-1].tolist() == [0.5] * 3
+    assert len(affordable(40, 6)(run, 9)) == (40 - run.budget["completions"]) // 6
+    assert affordable(5, 6)(run, 9) == []
+    assert conversations(run, [], 2, 3, exact_critic("place")).batch().sequences == []
+
+
+def test_self_feedback_goes_on_whether_right_or_not():
+    run, calls, first = scripted([1, 2, 0], 3)
+    attempts, words = self_feedback(run, first, 3, lambda run, problems, texts: [f"on {t}" for t in texts])
+    assert attempts.rewards[:, :, 0].T.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert words == [[[f"on {t}" for t in attempts.texts(i, 0)[:2]]] for i in range(3)]
+    assert [len(chat) for chat in calls] == [1] * 3 + [3] * 3 + [5] * 3

@@ -22,34 +22,43 @@ MORE = {
     "b_star": "--rounds 10 --dev-problems 2 --updates 8",
     "conf_critique": "--updates 8 --batch 8",
     "distil_dagger": "--updates 40 --groups 2 --aided-problems 8",
+    "exit": "--buffer-size 8 --improvements 1",
     "feedback_alignment": "--updates 40 --region-problems 8",
+    "interactive_icl": "--updates 40 --conversation-problems 2 --eval-turns 3",
     "intervention": "--pool-problems 24 --pool-samples 4 --sft-steps 4 --hard-problems 8",
     "opd_pitfalls": "--updates 40 --begun-problems 8",
     "opsd": "--updates 40",
     "oreal": "--parts 1 --scored-problems 4",
+    "otr": "--updates 40 --batch 4",
     "p_true": "--updates 40 --batch 4",
     "pi_distill": "--updates 30 --batch 8 --aided-problems 8",
     "revise": "--verify-steps 20 --refined-problems 8",
     "rise": "--updates 30 --batch 8 --turn-problems 8",
+    "rltf": "--updates 40 --conversation-problems 2 --own-turns 2",
     "score": "--conversation-problems 2",
     "self_certainty": "--eval-problems 160 --eval-samples 8 --rows-per-batch 4",
     "sharpening": "--updates 40 --batch 4",
     "spae": "--think-tokens 128 --probed-problems 8",
     "sws": "--seed-problems 16 --first-steps 8 --proposals 8 --label-samples 4",
+    "thinktuning": "--updates 40 --step-problems 3",
 }
 ARMS = {
     "conf_critique": "cct",
     "distil_dagger": "distil",
     "feedback_alignment": "stepalign",
+    "interactive_icl": "rl2f_wm",
     "intervention": "int_rl",
     "opd_pitfalls": "tail",
     "p_true": "p_ik",
-    "sharpening": "sharpen_sft",
+    "rise": "rise_2",
+    "rltf": "sd",
     "sd_zero": "sd_zero_sync",
     "self_certainty": "base",
-    "rise": "rise_2",
+    "sharpening": "sharpen_sft",
+    "thinktuning": "tt",
 }  # else the paper's name
-UNTRAINED = {"blend_asc", "false_positives", "gen_vs_mc"}  # they measure on a pool; self_certainty's is killed for all
+# they measure on a pool, which self_certainty's is killed for, or on dialogues
+UNTRAINED = {"blend_asc", "false_positives", "gen_vs_mc", "feedback_friction"}
 
 
 class Script:
