@@ -46,7 +46,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "sec": {"reverse"},
     "distil_dagger": {"sdpo", "reverse", "distil_reference", "distil_base_teacher"},
     "pi_distill": {"pi_alpha_0", "pi_alpha_1", "pi_beta_0", "pi_half", "pi_answer"},
-    "feedback_alignment": {"refsol", "refsol_reverse", "stepalign_reverse"},
+    "feedback_alignment": {"refsol", "refsol_forward", "stepalign_forward"},
     "atesd": {"half", "alpha_0", "alpha_25", "alpha_75", "one_step", "ungrounded"},
     "sws": {"uniform", "continued"},
     "dler": {"grpo_cut", "batch", "clip_higher"},
