@@ -8,13 +8,13 @@ that reads the same rule for all problems teaches the rule. And a teacher that h
 the student is worse than alone.
 
 Reproduced. Reverse KL over the whole vocabulary, its raw top-K form, and two repairs: the student's log-prob as a
-constant, and a bucket for the rest. Teachers that read the reference solution, the answer, or a rule that can be
-checked (number the steps). The teacher's accuracy behind beginnings of the student's solutions. By name: the raw and
-the renormalised form with a larger K.
+constant, and a bucket for the rest; the raw form also with K = 1. Teachers that read the reference solution, the
+answer, or a rule that can be checked (number the steps). The teacher's accuracy behind beginnings of the student's
+solutions. By name: the repaired form with K = 1, the raw and the renormalised form with a larger K.
 
 How this differs from the paper and why.
 - The teacher is always the initial policy with more to read; the paper's experiment on top-K has a larger model.
-- K = 1 shows the bias within this budget; with K = 20 of a peaked distribution it takes a thousand steps.
+- K = 2: of a peaked distribution over 320 tokens a few hold all the mass, so that the paper's K = 20 would show no bias.
 - The rule is one for which no judge is needed. Rollouts are drawn at temperature 1 without top-p, and none is gated by
   its length: here none is long.
 - SFT on teacher samples, a teacher trained by RL, and other models than the student as teachers aren't here.
@@ -56,8 +56,8 @@ class Config(RunConfig):
     """As OPSD's (paper: 2e-6, full fine-tuning)."""
     updates: int = 40
     """Optimiser steps, ``prompts`` problems each, one rollout a problem: half of the protocol's (paper: up to 1000)."""
-    top_k: int = 1
-    """K of the cut divergences (paper: 1, 5, 20)."""
+    top_k: int = 2
+    """K of the cut divergences (paper: 1, 5, 20; 2 was chosen on validation problems)."""
     begun_problems: int = 160
     """Problems on which the teacher goes on from a student's beginning (ours)."""
 
@@ -163,14 +163,16 @@ PAPER = Paper(
         **{loss: partial(distil, context=REFERENCE, loss=loss) for loss in ("full", "raw", "stop_gradient", "tail")},
         "answer": partial(distil, context=ANSWER),
         "rule": partial(distil, context=RULE, loss="forward"),
+        "raw_1": partial(distil, context=REFERENCE, loss="raw", top_k=1),
+        "stop_gradient_1": Arm(partial(distil, context=REFERENCE, loss="stop_gradient", top_k=1), by_name=True),
         "raw_5": Arm(partial(distil, context=REFERENCE, loss="raw", top_k=5), by_name=True),
         "norm_5": Arm(partial(distil, context=REFERENCE, loss="norm", top_k=5), by_name=True),
     },
     measure=measure,
     claims=(
         over("stop_gradient", "raw", text="The raw top-K form ends below the repaired one", primary=True),
-        over("base", "raw", text="The raw top-K form ends below the base", published="it collapses"),
-        over("tail", "raw", text="It ends below the form with a bucket for the rest"),
+        over("base", "raw_1", text="With K = 1 the raw form ends below the base", published="it collapses"),
+        over("tail", "raw", text="The raw form ends below the one with a bucket for the rest"),
         over("full", "stop_gradient", threshold=-0.02, text="The full form isn't worse than the cut one by 2 points"),
         over("rule", "base", "compliance", text="A rule is obeyed untold after distillation", published="works"),
         over("rule", "base", threshold=-0.02, text="It costs at most 2 points of accuracy", published="no loss"),

@@ -32,7 +32,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
     "standard": {"dr_grpo"},
     "opsd": {"opsd_unclipped", "opsd_v3"},
-    "opd_pitfalls": {"raw", "stop_gradient", "answer", "raw_5"},
+    "opd_pitfalls": {"raw", "stop_gradient", "answer", "raw_1", "stop_gradient_1", "raw_5"},
     "rise": {"rise_adv", "rise_unweighted"},
     "b_star": {"online_rft_t0.6", "online_rft_t1.4", "star", "b_star_temperature"},
     "score": {"no_bonus", "no_stage_one", "second_attempt_rl"},
