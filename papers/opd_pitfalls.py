@@ -14,7 +14,7 @@ solutions. By name: the repaired form with K = 1, the raw and the renormalised f
 
 How this differs from the paper and why.
 - The teacher is always the initial policy with more to read; the paper's experiment on top-K has a larger model.
-- K = 2: of a peaked distribution over 320 tokens a few hold all the mass, so that the paper's K = 20 would show no bias.
+- K = 2: a few tokens of the built-in model's 320 hold all the mass, so that the paper's K = 20 would show no bias.
 - The rule is one for which no judge is needed. Rollouts are drawn at temperature 1 without top-p, and none is gated by
   its length: here none is long.
 - SFT on teacher samples, a teacher trained by RL, and other models than the student as teachers aren't here.
