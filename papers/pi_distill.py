@@ -53,7 +53,7 @@ class Config(RunConfig):
     """Settings of all arms."""
 
     learning_rate: float = 2e-3
-    """As GRPO's (released configuration: 1e-6, full fine-tuning)."""
+    """Chosen on validation problems (released configuration: 1e-6, full fine-tuning)."""
     minibatches: int = 4
     """Optimiser steps per rollout step."""
     beta: float = 0.25
