@@ -100,6 +100,7 @@ def ranking(summaries: Sequence[dict]) -> list[dict]:
                 paper = "standard" if arm["standard"] else summary["paper"]
                 key = summary["preset"], paper, arm["standard"] or arm["arm"], arm["digest"]
                 entry = {**arm, "paper": paper, "preset": summary["preset"], "arm": key[2], "scale": summary["scale"]}
+                entry["family"] = "standard arms" if arm["standard"] else summary["card"]["family"]
                 base = next((e["metrics"] for e in summary["table"] if e["arm"] == "base"), {})
                 entry["entropy_kept"] = _ratio(arm["metrics"].get("entropy"), base.get("entropy"))
                 entries.setdefault(key, entry)
@@ -119,13 +120,14 @@ def _protocol(entry: dict) -> tuple:
 
 def leaderboard(summaries: Sequence[dict]) -> list[list[str]]:
     """Header and one row per arm that was measured on the protocol."""
-    rows = [["paper", "arm", "preset", "accuracy", "gain over base", "pass@8", "entropy kept", "completions"]]
+    rows = [["family", "paper", "arm", "preset", "accuracy", "gain over base", "pass@8", "entropy kept", "completions"]]
     rows[0] += ["sampled tokens", "trained tokens", "minutes", "seeds"]
     for e in ranking(summaries):
         kept = "-" if e["entropy_kept"] is None else f"{100 * e['entropy_kept']:.0f} %"
         metrics = [cell(e["metrics"]["accuracy"]), gain_cell(e["gain"]), cell(e["metrics"].get("pass@8")), kept]
         spent = [f"{e[name]:,.0f}" for name in ("completions", "sampled_tokens", "trained_tokens")]
-        rows.append([e["paper"], e["arm"], e["preset"], *metrics, *spent, f"{e['seconds'] / 60:.1f}", str(e["seeds"])])
+        named = [e[name] for name in ("family", "paper", "arm", "preset")]
+        rows.append([*named, *metrics, *spent, f"{e['seconds'] / 60:.1f}", str(e["seeds"])])
     return rows
 
 

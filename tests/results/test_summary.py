@@ -98,6 +98,7 @@ def test_the_leaderboard_has_each_shared_run_once_and_no_other_protocol():
         "2",
     )
     assert shown["gain over base"].startswith("+37.5 [") and shown["pass@8"] == "-"
+    assert shown["family"] == "standard arms"
 
 
 def test_corrections_reach_over_the_papers_of_a_preset():
