@@ -9,13 +9,13 @@ on a token; the future part tells which of the two ways leads to where the teach
 Reproduced. The cross-entropy alone (ce), with future credit discounted, baselined and scaled (distil) and in the
 formula's literal form; self-distillation with the Jensen-Shannon divergence (sdpo), GRPO and RFT. The feedback is a
 successful sibling, shown as a reference solution; a rollout without one is left out. By name: the reference solution as
-feedback, a teacher that stays the base, reverse KL, and the teacher's K likeliest tokens with the rest in one bucket.
+feedback, a teacher that follows slowly or stays the base, reverse KL, the teacher's K likeliest tokens and a bucket.
 
 How this differs from the paper and why.
 - How the paper scales its future term isn't known: discount, baseline, scale and weight are ours. The baseline is the
   mean cost-to-go of the problem's other rollouts at the same position, 0 for those that are over.
 - One update a batch, strictly on-policy, with small batches in place of clipped ratios.
-- SDPO's moving average of the teacher and its ratio clip aren't here: its teacher is the current policy as for DistIL.
+- SDPO's ratio clip isn't here.
 - The toy environment of the equations is in the tests, exactly.
 
 Commands.
@@ -36,7 +36,7 @@ import torch
 
 from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
 from repro.model.logprobs import Divergence, jensen_shannon, reverse_kl, token_entropy, token_logprob
-from repro.model.policy import BASE, POLICY
+from repro.model.policy import BASE, POLICY, Policy
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
@@ -59,8 +59,10 @@ class Config(RunConfig):
     """Of later cross-entropies there (ours; the literal form has 1)."""
     feedback: Literal["sibling", "reference"] = "sibling"
     """What the teacher reads: a successful rollout of the same problem (SDPO's rule), or the reference solution."""
-    teacher: Literal["base", "current"] = "current"
-    """Whose weights read the feedback: the base's, or those of the moment (formula)."""
+    teacher: Literal["current", "average", "base"] = "current"
+    """Whose weights read the feedback: those of the moment (formula), their moving average (SDPO), or the base's."""
+    average_rate: float = 0.05
+    """Share of the policy in the moving average after each step (SDPO: 0.05)."""
     top_k: int = 20
     """Of the arm that keeps only the teacher's likeliest tokens and a bucket for the rest (SDPO: 100)."""
     aided_problems: int = 160
@@ -160,6 +162,13 @@ def with_feedback(run: Run, rollouts: Rollouts, feedback: str) -> tuple[Batch, l
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 
+def follow(policy: Policy, rate: float) -> None:
+    """The teacher's weights move towards the policy's: (1 - rate) teacher + rate policy."""
+    new = policy.adapter_state()
+    old = policy.adapter_state("teacher")
+    policy.load_adapter_state({name: (1 - rate) * old[name] + rate * new[name] for name in new}, "teacher")
+
+
 def distil(
     run: Run,
     config: Config,
@@ -169,13 +178,13 @@ def distil(
 ) -> None:
     """The training loop: groups of rollouts, the teacher reads them with the feedback, one update."""
     config = replace(config, **changes)
-    teacher = BASE if config.teacher == "base" else POLICY
+    teacher = {"current": POLICY, "average": "teacher", "base": BASE}[config.teacher]
 
     def read(student: torch.Tensor, targets: torch.Tensor, taught: torch.Tensor) -> torch.Tensor:
         entropy = token_entropy(taught, targets)
         return torch.stack([divergence(student, taught), token_logprob(student, targets), entropy], -1)
 
-    for _ in run.stage("train", config.updates):
+    for _ in run.stage("train", config.updates, freeze="teacher" if teacher == "teacher" else ""):
         rollouts = run.rollout(run.next_problems(config.groups), config.samples)
         batch, sizes = with_feedback(run, rollouts, config.feedback)
         run.log(informed=len(batch.sequences) / rollouts.rewards.numel())
@@ -191,6 +200,8 @@ def distil(
             return surrogate(values, fields)
 
         run.update_on_logits(batch, read, loss, teacher=teacher)
+        if teacher == "teacher":
+            follow(run.policy, config.average_rate)
 
 
 def cut(run: Run, config: Config) -> None:
@@ -233,7 +244,8 @@ PAPER = Paper(
         "reverse": Arm(partial(distil, divergence=reverse_kl, credit=""), by_name=True),
         "ce_top_k": Arm(cut, by_name=True),
         "distil_reference": Arm(partial(distil, feedback="reference"), by_name=True),
-        "distil_base_teacher": Arm(partial(distil, teacher="base"), by_name=True),
+        "distil_average": Arm(partial(distil, teacher="average"), by_name=True),
+        "distil_base": Arm(partial(distil, teacher="base"), by_name=True),
     },
     measure=measure,
     claims=(

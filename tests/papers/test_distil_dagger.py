@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import own_arms
+from conftest import own_arms, perturb
 from torch.autograd import grad
 
 from papers.distil_dagger import (
@@ -13,6 +13,7 @@ from papers.distil_dagger import (
     Config,
     credit_of,
     cross_entropy,
+    follow,
     future_costs,
     leave_one_out,
     siblings,
@@ -154,6 +155,18 @@ def test_teachers_read_a_sibling_or_the_reference(tmp_path):
     batch, sizes = with_feedback(run, rollouts, "reference")
     assert sizes == [3, 3]
     assert batch.contexts[3] == run.policy.encode(prompts.solve_with_reference(rollouts.problems[1]))
+
+
+def test_a_teacher_that_follows_slowly(tmp_path):
+    run = Run(PAPER, "distil_average", 0, SMALL, tmp_path)
+    run.policy.freeze_copy("teacher")
+    start = run.policy.adapter_state()
+    perturb(run.policy)
+    new = run.policy.adapter_state()
+    for _ in range(2):
+        follow(run.policy, 0.25)
+    for name, value in run.policy.adapter_state("teacher").items():  # 1 - .75^2 of the way
+        assert torch.allclose(value, start[name] + 0.4375 * (new[name] - start[name]), atol=1e-6)
 
 
 @pytest.mark.parametrize("arm", own_arms(PAPER))
