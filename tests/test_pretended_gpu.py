@@ -27,6 +27,7 @@ SMALLEST = {  # as far as a paper has the setting
     **{"parts": 1, "frozen": 1, "scored_problems": 2},
     **{"seed_problems": 4, "first_steps": 1, "proposals": 4, "label_samples": 2},
     **{"dialogue_problems": 2, "step_problems": 2, "own_turns": 2, "improvements": 1, "buffer_size": 8},
+    **{"turns": 2, "eval_turns": 3},
 }
 ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "nft": {"rft", "rft_weighted"},
