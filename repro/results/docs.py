@@ -146,7 +146,7 @@ def paper_page(summaries: Sequence[dict], findings: bool) -> str:
 
 def index(summaries: Sequence[dict], scripts: Path) -> str:
     """papers/README.md: the papers by family; those without results come last, with their script's title."""
-    from repro.results.verbs import script_title
+    from repro.results.verbs import declared
 
     parts = ["# Papers", MADE]
     measured = {s["paper"]: s for s in reversed(summaries)}
@@ -158,7 +158,11 @@ def index(summaries: Sequence[dict], scripts: Path) -> str:
         parts += [f"## {family[0].upper()}{family[1:]}", markdown(rows)]
     others = [path for path in sorted(scripts.glob("*.py")) if path.stem not in measured]
     if others:
-        rows = [["script", "paper"], *([f"[{p.name}]({p.name})", script_title(p)] for p in others)]
+        rows = [["script", "paper", "family"]]
+        for path in others:
+            paper = declared(path)
+            named = f"{paper['title']}, arXiv {paper['arxiv']}" if paper["arxiv"] else paper["title"]
+            rows.append([f"[{path.name}]({path.name})", named, paper["family"]])
         parts += ["## Not measured yet", markdown(rows)]
     parts.append(
         "Verdicts of all claims: `repro claims`, or the [board](../results/README.md). The order inside a script is "

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "results"
 
 
-def script_title(script: Path) -> str:
-    """The title that a script gives its ``Paper``, read without running the script; else the script's name."""
+def declared(script: Path) -> dict[str, str]:
+    """Title, arXiv number and family that a script gives its ``Paper``, read without running the script."""
+    found = {"title": script.stem, "arxiv": "", "family": ""}
     for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Paper":
-            return next(ast.literal_eval(word.value) for word in node.keywords if word.arg == "title")
-    return script.stem
+            found |= {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg in found}
+    return found
 
 
 def _known(name: str) -> str:
@@ -108,7 +109,8 @@ def list_papers(argv: Sequence[str]) -> int:
     for script in sorted((ROOT / "papers").glob("*.py")):
         mine = [s for s in summaries if s["paper"] == script.stem]
         if not mine:
-            rows.append([script.stem, "", script_title(script), "", "", "", "not yet"])
+            paper = declared(script)
+            rows.append([script.stem, paper["arxiv"], paper["title"], paper["family"], "", "", "not yet"])
             continue
         card = mine[0]["card"]
         arms = " ".join(arm["name"] for arm in card["arms"] if not arm["by_name"])
