@@ -238,10 +238,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
 
 
 over, within = Claim.over, partial(Claim.within, "base")
-KL, DIFFER, TEACHER = (
-    tuple(f"{name}@{round(100 * e)}" for e in EXPOSURES)
-    for name in ("KL of the teacher", "other token first", "teacher")
-)
+KL, TEACHER = (tuple(f"{name}@{round(100 * e)}" for e in EXPOSURES) for name in ("KL of the teacher", "teacher"))
 LEARNING = ("full", "half", "random", "atesd")
 
 PAPER = Paper(
@@ -277,8 +274,8 @@ PAPER = Paper(
         Panel("accuracy (validation)", ("validation",), x="sampled_tokens", arms=LEARNING),
         Panel("exposure", ("exposure",), arms=LEARNING),
         Panel("student's loss on the probe", ("probe",), arms=LEARNING),
-        Panel("KL(teacher || student) by exposure", KL, "turns", arms=("base",)),
-        Panel("the teacher's own accuracy by exposure", TEACHER, "turns", arms=("base",)),
+        Panel("KL(teacher || student) a token", ("KL of the teacher",), "sizes", x="exposure, %", arms=("base",)),
+        Panel("the teacher's own accuracy", ("teacher",), "sizes", x="exposure, %", arms=("base",)),
     ),
 )
 

@@ -88,7 +88,7 @@ def _turns(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
 
 
 def _sizes(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
-    number = 0
+    number, smallest = 0, 1
     for arm, mine in by_arm.items():
         for stem in panel["names"]:
             if not (named := sizes(mine, stem)):
@@ -97,9 +97,10 @@ def _sizes(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
             x, label = [k for k, _ in named], stem if len(by_arm) == 1 else f"{arm}, {stem}"
             axis.plot(x, mean, "o-", color=f"C{number}", label=label, markersize=3)
             axis.fill_between(x, low, high, color=f"C{number}", alpha=0.1, linewidth=0)
-            number += 1
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:g}")
+            number, smallest = number + 1, min(smallest, *x)
+    if smallest > 0:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
     axis.set_xlabel(panel["x"].replace("_", " "))
 
 
