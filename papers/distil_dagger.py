@@ -9,13 +9,14 @@ on a token; the future part tells which of the two ways leads to where the teach
 Reproduced. The cross-entropy alone (ce), with future credit discounted, baselined and scaled (distil) and in the
 formula's literal form; self-distillation with the Jensen-Shannon divergence (sdpo), GRPO and RFT. The feedback is a
 successful sibling, shown as a reference solution; a rollout without one is left out. By name: the reference solution as
-feedback, a teacher that follows slowly or stays the base, reverse KL, the teacher's K likeliest tokens and a bucket.
+feedback, a teacher that follows slowly or at once, reverse KL, the teacher's K likeliest tokens and a bucket.
 
 How this differs from the paper and why.
 - How the paper scales its future term isn't known: discount, baseline, scale and weight are ours. The baseline is the
   mean cost-to-go of the problem's other rollouts at the same position, 0 for those that are over.
 - One update a batch, strictly on-policy, with small batches in place of clipped ratios.
-- SDPO's ratio clip isn't here.
+- The teacher is the base, as OPSD's: with the weights of the moment, as the formula has it, and with SDPO's moving
+  average, student and teacher drift off together. SDPO's ratio clip isn't here.
 - The toy environment of the equations is in the tests, exactly.
 
 Commands.
@@ -59,8 +60,8 @@ class Config(RunConfig):
     """Of later cross-entropies there (ours; the literal form has 1)."""
     feedback: Literal["sibling", "reference"] = "sibling"
     """What the teacher reads: a successful rollout of the same problem (SDPO's rule), or the reference solution."""
-    teacher: Literal["current", "average", "base"] = "current"
-    """Whose weights read the feedback: those of the moment (formula), their moving average (SDPO), or the base's."""
+    teacher: Literal["current", "average", "base"] = "base"
+    """Whose weights read the feedback: those of the moment (formula), their average (SDPO), the base's (validation)."""
     average_rate: float = 0.05
     """Share of the policy in the moving average after each step (SDPO: 0.05)."""
     top_k: int = 20
@@ -245,7 +246,7 @@ PAPER = Paper(
         "ce_top_k": Arm(cut, by_name=True),
         "distil_reference": Arm(partial(distil, feedback="reference"), by_name=True),
         "distil_average": Arm(partial(distil, teacher="average"), by_name=True),
-        "distil_base": Arm(partial(distil, teacher="base"), by_name=True),
+        "distil_current": Arm(partial(distil, teacher="current"), by_name=True),
     },
     measure=measure,
     claims=(

@@ -45,7 +45,7 @@ ALIKE = {  # arms that run no line that another arm of theirs doesn't
     "thinktuning": {"unguided", "tt_gamma_0", "tt_always"},
     "conf_critique": {"clt", "cst", "cct", "cct_20", "cct_60", "cct_80"},
     "sec": {"reverse"},
-    "distil_dagger": {"sdpo", "reverse", "distil_reference", "distil_base"},
+    "distil_dagger": {"sdpo", "reverse", "distil_reference", "distil_current"},
     "pi_distill": {"pi_alpha_0", "pi_alpha_1", "pi_beta_0", "pi_half", "pi_answer"},
     "feedback_alignment": {"refsol", "refsol_forward", "stepalign_forward"},
     "atesd": {"half", "alpha_0", "alpha_25", "alpha_75", "one_step", "ungrounded"},
