@@ -36,6 +36,7 @@ from typing import Literal
 import torch
 
 from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
+from repro.methods.grpo import leave_one_out
 from repro.model.logprobs import Divergence, jensen_shannon, reverse_kl, token_entropy, token_logprob
 from repro.model.policy import BASE, POLICY, Policy
 from repro.tasks import prompts
@@ -109,13 +110,10 @@ def future_costs(costs: torch.Tensor, lengths: Sequence[int], discount: float = 
     return future
 
 
-def leave_one_out(future: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+def within_groups(future: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """Each row less the mean of its group's other rows, column by column; 0 for a group of one. [rows, columns]."""
-    centred = []
-    for group in future.split(list(sizes)):
-        n = len(group)
-        centred.append(group - (group.sum(0) - group) / (n - 1) if n > 1 else torch.zeros_like(group))
-    return torch.cat(centred)
+    groups = future.split(list(sizes))
+    return torch.cat([leave_one_out(g.T).T if len(g) > 1 else torch.zeros_like(g) for g in groups])
 
 
 def credit_of(costs: torch.Tensor, lengths: Sequence[int], sizes: Sequence[int], config: Config, form: Credit):
@@ -123,7 +121,7 @@ def credit_of(costs: torch.Tensor, lengths: Sequence[int], sizes: Sequence[int],
     own = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]  # [sequences, longest]: not padding
     if form == "literal":
         return future_costs(costs, lengths)[own]
-    centred = leave_one_out(future_costs(costs, lengths, config.discount), sizes)[own]
+    centred = within_groups(future_costs(costs, lengths, config.discount), sizes)[own]
     return config.weight * centred / centred.std().clamp(min=1e-6)
 
 

@@ -34,7 +34,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from repro import Arm, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
 from repro.config import ConfigError
-from repro.methods.grpo import GRPO, from_outcomes, train_grpo
+from repro.methods.grpo import GRPO, from_outcomes, leave_one_out, train_grpo
 from repro.methods.judge import hidden_states
 from repro.results.metrics import auroc
 from repro.tasks.problem import Problem
@@ -70,10 +70,9 @@ class Config(RunConfig):
 # --- the paper's advantages, pairs and weights -----------------------------------------------------------------------
 
 
-def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
-    """RLOO of +1 for right and -1 for wrong: less the mean of the other samples, [groups, samples]."""
-    signs = 2 * rewards - 1
-    return signs - (signs.sum(1, keepdim=True) - signs) / (rewards.shape[1] - 1)
+def signed(rewards: torch.Tensor) -> torch.Tensor:
+    """RLOO of +1 for right and -1 for wrong, [groups, samples]."""
+    return leave_one_out(2 * rewards - 1)
 
 
 def pairs(rollouts: Rollouts, rng: torch.Generator) -> tuple[Rollouts, torch.Tensor]:
@@ -86,7 +85,7 @@ def pairs(rollouts: Rollouts, rng: torch.Generator) -> tuple[Rollouts, torch.Ten
     chosen = torch.cat([right, wrong], 1)
     completions = [[group[i] for i in row] for group, row in zip(mixed.completions, chosen.tolist(), strict=True)]
     kept = Rollouts(mixed.problems, completions, mixed.rewards.gather(1, chosen))
-    return kept, leave_one_out(mixed.rewards).gather(1, chosen)
+    return kept, signed(mixed.rewards).gather(1, chosen)
 
 
 def token_weights(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +148,7 @@ def train(run: Run, config: Config, **hooks) -> None:
 
 def rloo(run: Run, config: Config) -> None:
     """REINFORCE on all samples."""
-    train(run, config, advantage=lambda run, rollouts, settings: leave_one_out(rollouts.rewards))
+    train(run, config, advantage=lambda run, rollouts, settings: signed(rollouts.rewards))
 
 
 def shaped(run: Run, config: Config) -> None:

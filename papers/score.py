@@ -37,6 +37,7 @@ import torch
 
 from repro import BASE, POLICY, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
 from repro.config import ConfigError
+from repro.methods.grpo import leave_one_out
 from repro.methods.multiturn import Attempts, converse, go_on, turn_metrics
 from repro.methods.sft import nll
 from repro.model.sampling import Completion
@@ -117,12 +118,6 @@ def stage_two_returns(rewards: torch.Tensor, log_ratio: torch.Tensor, config: Co
 def own_returns(rewards: torch.Tensor, log_ratio: torch.Tensor, config: Config) -> torch.Tensor:
     """Equation 2: each turn's own reward."""
     return rewards - config.beta1 * log_ratio
-
-
-def leave_one_out(returns: torch.Tensor) -> torch.Tensor:
-    """RLOO: each return minus the mean of the other samples of its problem and turn (2402.14740), same shape."""
-    others = returns.shape[-1] - 1
-    return (returns - returns.mean(-1, keepdim=True)) * (others + 1) / others
 
 
 def conversations(run: Run, config: Config) -> Attempts:

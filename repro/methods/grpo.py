@@ -43,6 +43,12 @@ def advantages(rewards: torch.Tensor, variant: Variant, ddof: int = 1, delta: fl
     return centred / (rewards.std(1, keepdim=True, correction=ddof) + delta)
 
 
+def leave_one_out(values: torch.Tensor) -> torch.Tensor:
+    """RLOO: each value minus the mean of the others of its row, the last dimension (2402.14740), same shape."""
+    others = values.shape[-1] - 1
+    return (values - values.mean(-1, keepdim=True)) * (others + 1) / others
+
+
 def whiten(values: torch.Tensor, ddof: int = 0, delta: float = 1e-8) -> torch.Tensor:
     """Less their mean, over their std: of all values, of any shape."""
     return (values - values.mean()) / (values.std(correction=ddof) + delta)

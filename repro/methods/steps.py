@@ -9,8 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from repro.tasks import ways
-from repro.tasks.arithmetic import first_wrong
+from repro.tasks.arithmetic import first_wrong, state_before
 from repro.tasks.equations import wrong_equation
 from repro.tasks.generated import from_problem
 from repro.tasks.problem import Problem, solution_text
@@ -35,14 +34,11 @@ def right_from(problem: Problem, text: str, number: int) -> str:
 
     It is the reference where the state before the step can't be read, and in other tasks than the built-in arithmetic.
     """
-    raw, before = from_problem(problem), split_steps(text)[: number - 1]
-    state = raw and (ways.read(raw.kind, before[-1]) if before else raw.data)
-    if not raw or state is None or ways.over(raw.kind, state):
+    raw = from_problem(problem)
+    state = raw and state_before(raw, text, number)
+    if not raw or not state:
         return problem.solution
-    try:
-        rest = raw.attempt(random.Random(raw.question), scale=0.0, slip=0.0, start=state)  # in the reference's style
-    except (IndexError, ValueError):  # such as "(3)+4", with nothing to do in its group
-        return problem.solution
+    rest = raw.attempt(random.Random(raw.question), scale=0.0, slip=0.0, start=state)  # in the reference's style
     return solution_text(rest.steps, rest.answer)
 
 

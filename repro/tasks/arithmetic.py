@@ -183,15 +183,22 @@ def first_wrong(question: str, text: str) -> int | None:
     return len(lines) + 1
 
 
-def following(raw: ArithmeticProblem, text: str, number: int) -> dict[str, str]:
-    """What line ``number`` of a solution could be, and each line's way; nothing after an answer or an unknown state."""
+def state_before(raw: ArithmeticProblem, text: str, number: int) -> tuple | None:
+    """What line ``number`` of a solution starts from; None behind an answer, or a line that no derivation has."""
     state = raw.data if number == 1 else ways.read(raw.kind, split_steps(text)[number - 2])
     if state is None or ways.over(raw.kind, state):
-        return {}
+        return None
     try:
-        return raw.next_lines(state)
-    except (IndexError, ValueError):  # such as "(3)+4", with nothing to do in its group
-        return {}
+        raw.next_lines(state)
+    except (IndexError, TypeError, ValueError):  # such as "(3)+4", with nothing to do in its group, or "3+-4"
+        return None
+    return state
+
+
+def following(raw: ArithmeticProblem, text: str, number: int) -> dict[str, str]:
+    """What line ``number`` of a solution could be, and each line's way; nothing where ``state_before`` knows none."""
+    state = state_before(raw, text, number)
+    return raw.next_lines(state) if state else {}
 
 
 def way_of(raw: ArithmeticProblem, text: str, number: int) -> str:

@@ -52,7 +52,7 @@ def test_a_correction_keeps_what_was_right():
     assert corrected(WORDS, "4 * 5 = 21\n\\boxed{21}", right=False) == WORDS.solution
     assert corrected(WORDS, "4 * 5 = 20\n20 + 2 = 23", right=False) == "4 * 5 = 20\n" + WORDS.solution
     assert corrected(WORDS, "It must be.\n\\boxed{23}", right=False) == WORDS.solution
-    for line in ("what?", "(3)+20-1"):  # a state that can't be read, or that no derivation has
+    for line in ("what?", "(3)+20-1", "23+-1"):  # a state that can't be read, or that no derivation has
         assert right_from(PROBLEM, f"{line}\n23-1", 2) == PROBLEM.solution
 
 

@@ -15,11 +15,11 @@ from papers.distil_dagger import (
     cross_entropy,
     follow,
     future_costs,
-    leave_one_out,
     siblings,
     surrogate,
     top_k_cross_entropy,
     with_feedback,
+    within_groups,
 )
 from repro.arm import run_arm
 from repro.model.logprobs import Divergence, forward_kl, jensen_shannon, reverse_kl
@@ -85,9 +85,9 @@ def test_costs_of_what_follows():
 
 def test_the_baseline_is_the_others_mean_and_the_ended_cost_nothing():
     future = torch.tensor([[3.0, 1.0], [1.0, 0.0], [5.0, 2.0], [7.0, 4.0]])
-    centred = leave_one_out(future, [3, 1])
+    centred = within_groups(future, [3, 1])
     assert centred.tolist() == [[0, 0], [-3, -1.5], [3, 1.5], [0, 0]]
-    equal = leave_one_out(torch.full((4, 2), 2.5), [4])
+    equal = within_groups(torch.full((4, 2), 2.5), [4])
     assert equal.abs().max() == 0  # a cost that is the same whatever is done teaches nothing
 
 
@@ -101,8 +101,14 @@ def test_credit_of_each_form():
 
 def test_a_constant_cost_has_no_expected_gradient():
     policy = logits(0.2, 0.5, 0.3)
-    expected = (policy.softmax(-1).detach() * 1.7 * policy.log_softmax(-1)).sum()
-    assert grad(expected, policy)[0].abs().max() < 1e-12
+    values = torch.stack([torch.zeros(3), policy.log_softmax(-1)], -1)  # of the three actions
+
+    def slope(*credit: float) -> torch.Tensor:
+        losses = surrogate(values, SimpleNamespace(credit=torch.tensor(credit, dtype=torch.float64)))
+        return grad((policy.softmax(-1).detach() * losses).sum(), policy, retain_graph=True)[0]
+
+    assert slope(1.7, 1.7, 1.7).abs().max() < 1e-12
+    assert slope(1.7, 0.0, 0.0)[0] > 0.1  # what costs more than the others is lowered
 
 
 def test_local_gradients():

@@ -21,7 +21,7 @@ from repro.arm import run_arm
 from repro.methods.distill import read_by_teacher
 from repro.methods.grpo import advantages
 from repro.methods.steps import first_wrong_step
-from repro.model.logprobs import forward_kl
+from repro.model.logprobs import forward_kl, reverse_kl
 from repro.model.policy import BASE
 from repro.model.training import Batch
 from repro.run import Run
@@ -56,7 +56,9 @@ def test_group_advantages():
 
 def test_the_expected_advantage_is_minus_the_reverse_kl():
     student, teacher = (torch.tensor(p, dtype=torch.float64) for p in ((0.5, 0.3, 0.2), (0.7, 0.2, 0.1)))
-    assert (student * (teacher.log() - student.log())).sum().item() == pytest.approx(-0.092033, abs=1e-6)
+    expected = (student * (teacher.log() - student.log())).sum().item()
+    assert -reverse_kl(student.log()[None], teacher.log()[None]).item() == pytest.approx(expected)
+    assert expected == pytest.approx(-0.092033, abs=1e-6)
     assert forward_kl(student.log()[None], teacher.log()[None]).item() == pytest.approx(0.085123, abs=1e-6)
 
 

@@ -8,10 +8,10 @@ import torch
 from papers.oreal import (
     PAPER,
     Config,
-    leave_one_out,
     pairs,
     reward_loss,
     scores,
+    signed,
     token_advantages,
     token_weights,
 )
@@ -57,8 +57,8 @@ def of(right: int, samples: int) -> torch.Tensor:
         (2, 8, 1.714286, -0.571429),
     ],
 )
-def test_leave_one_out(right, samples, positive, negative):  # 1
-    found = leave_one_out(of(right, samples))[0]
+def test_signed(right, samples, positive, negative):  # 1
+    found = signed(of(right, samples))[0]
     assert (found[0].item(), found[-1].item()) == pytest.approx((positive, negative), abs=1e-6)
     assert positive == pytest.approx(2 * (samples - right) / (samples - 1), abs=1e-6)
 

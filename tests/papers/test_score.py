@@ -12,7 +12,6 @@ from papers.score import (
     LEARNING,
     PAPER,
     Config,
-    leave_one_out,
     own_returns,
     reinforce,
     score,
@@ -23,6 +22,7 @@ from papers.score import (
 )
 from repro.arm import run_arm, run_folder
 from repro.config import ConfigError
+from repro.methods.grpo import leave_one_out
 from repro.methods.multiturn import converse
 from repro.model.logprobs import completion_values
 from repro.model.sampling import Completion
