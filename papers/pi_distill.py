@@ -8,29 +8,30 @@ gradient with an importance ratio, and by their likelihood (1 - alpha). A second
 student and lowers their reward where the teacher wouldn't follow.
 
 Reproduced. GRPO, RFT on the teacher's right rollouts, the method with the student's rollouts (opsd_r), pi-Distill with
-alpha 0, 0.5 and 1, and with alpha 1 and beta 0. The information is the reference solution; by name: half of it, and the
-answer alone.
+alpha 0, 0.5 and 1, and with alpha 1 and beta 0. The information is the first half of the reference solution; by name:
+all of it, and the answer alone.
 
 How this differs from the paper and why.
 - Problems with one answer in place of agents with tools; the information is made from the reference, not from another
-  model's trajectories, and problems aren't filtered by how often the base solves them: the protocol's are used.
+  model's trajectories, and problems aren't filtered by how often the base solves them: the protocol's are used. Half of
+  the reference, because a teacher that reads all of it is nearly always right, and groups of equals teach nothing.
 - beta multiplies the mean log-ratio of a rollout's tokens (the released trainer sums them over an episode).
 - The student's importance ratio is per token and clipped as in the released losses, not that of the whole rollout.
 - The student's advantage is that of the reward alone, since its own KL term is explicit.
 
 Commands.
     repro run pi_distill --seeds 5                                  # tiny model, with intervals
-    repro run pi_distill --arms pi_distill pi_half pi_answer        # less and less is known
+    repro run pi_distill --arms pi_full pi_distill pi_answer        # less and less is known
     repro run pi_distill --preset gpu                               # Qwen2.5-1.5B-Instruct in NF4 on GSM8K
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Literal
 
 import torch
 
@@ -44,7 +45,6 @@ from repro.model.training import Batch
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
 
-Information = Callable[[Problem], prompts.Chat]  # what the teacher reads
 LEAK = re.compile(r"\b(reference|given) solution\b|\bhint\b", re.IGNORECASE)
 
 
@@ -56,7 +56,9 @@ class Config(RunConfig):
     """Chosen on validation problems (released configuration: 1e-6, full fine-tuning)."""
     minibatches: int = 4
     """Optimiser steps per rollout step."""
-    beta: float = 0.25
+    information: Literal["full", "half", "answer"] = "half"
+    """What the teacher reads of the reference (paper: a trajectory in three densities)."""
+    beta: float = 1.0
     """Weight of the KL terms, of the mean log-ratio a token (paper: 0.1 to 0.5, as a sum or mean that isn't said)."""
     clip: float = 0.2
     """Of both importance ratios (released losses: 0.8 to 1.2)."""
@@ -73,6 +75,17 @@ class Config(RunConfig):
         "gpu": {"updates": 240, "batch": 16, "learning_rate": 2e-5},
     }
 
+
+def halved(problem: Problem) -> prompts.Chat:
+    """The problem with the first half of the reference's lines."""
+    return prompts.solve_with_part(problem, len(prompts.split_steps(problem.solution)) // 2)
+
+
+INFORMED = {
+    "full": prompts.solve_with_reference,
+    "half": halved,
+    "answer": partial(prompts.solve_with_part, steps=0, answer=True),
+}
 
 # --- losses and rewards -----------------------------------------------------------------------------------------------
 
@@ -126,17 +139,11 @@ def of_both(teacher: Batch, student: Batch, alpha: float, beta: float, fields: d
 # --- the arms -------------------------------------------------------------------------------------------------------
 
 
-def pi_distill(
-    run: Run,
-    config: Config,
-    alpha: float = 0.5,
-    information: Information = prompts.solve_with_reference,
-    **changes,
-) -> None:
-    """The training loop: the teacher's rollouts teach both readers."""
+def pi_distill(run: Run, config: Config, alpha: float = 0.5, **changes) -> None:
+    """The training loop: the teacher's rollouts teach both readers. ``changes``: with other settings."""
     config, temperature = replace(config, **changes), config.temperature
     for _ in run.stage("train", config.steps):
-        rollouts = run.rollout(run.next_problems(config.prompts), config.samples, ask=information)
+        rollouts = run.rollout(run.next_problems(config.prompts), config.samples, ask=INFORMED[config.information])
         teacher, student = rollouts.batch(), as_student(run, rollouts).batch()
         old = run.logprobs(teacher, temperature=temperature).cpu()
         gaps = log_ratio(old, run.logprobs(student, temperature=temperature).cpu(), teacher.lengths)
@@ -155,7 +162,7 @@ def opsd_r(run: Run, config: Config) -> None:
     """GRPO on the student's rollouts, whose reward falls where the teacher, the current policy, wouldn't follow."""
 
     def advantage(run: Run, rollouts: Rollouts, settings: GRPO) -> torch.Tensor:
-        batch = read_by_teacher(run, rollouts, of_problem(prompts.solve_with_reference))
+        batch = read_by_teacher(run, rollouts, of_problem(INFORMED[config.information]))
         old = run.logprobs(batch, temperature=config.temperature)
         taught = run.logprobs(Batch(batch.seen_by_teacher()), temperature=config.temperature)
         gaps = log_ratio(old, taught, batch.lengths).cpu()
@@ -170,7 +177,7 @@ def rft_pi(run: Run, config: Config) -> None:
     """Cross-entropy on the teacher's right rollouts behind the problem alone."""
     for _ in run.stage("collect", config.steps):
         drawn = run.next_problems(config.prompts)
-        rollouts = run.rollout(drawn, config.samples, ask=prompts.solve_with_reference)
+        rollouts = run.rollout(drawn, config.samples, ask=INFORMED[config.information])
         run.kept.setdefault("solutions", []).extend(right_solutions(as_student(run, rollouts)))
     train_on_kept(run, config.updates, config.batch, config.learning_rate)
 
@@ -182,11 +189,11 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Accuracy of the hardest level, the teacher's own, both KLs on the student's answers, and how often they leak."""
     levels = torch.tensor([p.level for p in rollouts.problems])
     hardest, part = rollouts.rewards[levels == levels.max()], rollouts.part(config.aided_problems, 1)
-    batch = read_by_teacher(run, part, of_problem(prompts.solve_with_reference))
+    batch = read_by_teacher(run, part, of_problem(INFORMED[config.information]))
     to_student = run.divergences(batch, forward_kl, POLICY).mean()
     to_teacher = run.divergences(batch, reverse_kl, POLICY).mean()
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
-    aided = run.sample([prompts.solve_with_reference(p) for p in part.problems], 1, generator=generator)
+    aided = run.sample([INFORMED[config.information](p) for p in part.problems], 1, generator=generator)
     leaks = [bool(LEAK.search(c.text)) for group in rollouts.completions for c in group]
     return {
         "accuracy, hardest": share(hardest.mean()),
@@ -197,14 +204,8 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     }
 
 
-def halved(problem: Problem) -> prompts.Chat:
-    """The first half of the reference's lines."""
-    return prompts.solve_with_part(problem, len(prompts.split_steps(problem.solution)) // 2)
-
-
 over = Claim.over
 HARD, GAP = "accuracy, hardest", "KL(teacher || student)"
-ANSWER = partial(prompts.solve_with_part, steps=0, answer=True)
 
 PAPER = Paper(
     slug="pi_distill",
@@ -220,8 +221,8 @@ PAPER = Paper(
         "pi_distill": pi_distill,
         "pi_alpha_1": partial(pi_distill, alpha=1.0),
         "pi_beta_0": partial(pi_distill, alpha=1.0, beta=0.0),
-        "pi_half": Arm(partial(pi_distill, information=halved), by_name=True),
-        "pi_answer": Arm(partial(pi_distill, information=ANSWER), by_name=True),
+        "pi_full": Arm(partial(pi_distill, information="full"), by_name=True),
+        "pi_answer": Arm(partial(pi_distill, information="answer"), by_name=True),
     },
     measure=measure,
     claims=(
@@ -247,7 +248,7 @@ PAPER = Paper(
         Panel("accuracy (validation)", ("validation",), x="sampled_tokens"),
         Panel("log-ratio a token between the readers", ("gap",)),
         Panel("groups that are neither all right nor all wrong", ("mixed",)),
-        Panel("accuracy without and with the reference", ("accuracy", "aided"), "bars"),
+        Panel("accuracy without and with the information", ("accuracy", "aided"), "bars"),
     ),
 )
 
