@@ -37,7 +37,7 @@ from scipy import stats
 from torch import nn
 
 from repro import BASE, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
-from repro.methods.distill import follow, of_problem, read_by_teacher
+from repro.methods.distill import follow, of_problem, read_by_teacher, traits
 from repro.methods.sft import solution_batch
 from repro.model.logprobs import forward_kl
 from repro.tasks import prompts
@@ -266,6 +266,12 @@ PAPER = Paper(
         within("mismatch_grows_early", "Half exposure is further than the answer alone", KL[2], KL[0]),
         within("more_is_better_alone", "The teacher alone is right more often at full", TEACHER[4], TEACHER[2]),
     ),
+    traits={
+        "full": traits("reference", "forward KL, clipped"),
+        "half": traits("half of the reference, answer", "forward KL, clipped"),
+        "random": traits("a random part of the reference, answer", "forward KL, clipped"),
+        "atesd": traits("a learned part of the reference, answer", "forward KL, clipped"),
+    },
     columns=("accuracy", "pass@8", "greedy", "entropy", "training exposure", "training gap", "training grounded"),
     published={"base": "37.1", "full": "43.4", "atesd": "44.4"},
     published_setting="Qwen3-1.7B, Avg@12 over AIME24, AIME25 and HMMT25; full: OPSD, its best checkpoint",

@@ -36,6 +36,7 @@ from typing import Literal
 import torch
 
 from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
+from repro.methods.distill import traits
 from repro.methods.grpo import leave_one_out
 from repro.model.logprobs import Divergence, jensen_shannon, reverse_kl, token_entropy, token_logprob
 from repro.model.policy import BASE, POLICY, Policy
@@ -256,6 +257,12 @@ PAPER = Paper(
             "base", "teacher_is_better", "The teacher is right more often than the student", "aided", "unaided"
         ),
     ),
+    traits={
+        "sdpo": traits("right sibling", "Jensen-Shannon"),
+        "ce": traits("right sibling", "forward KL"),
+        "distil": traits("right sibling", "forward KL and future costs, centred"),
+        "distil_literal": traits("right sibling", "forward KL and future costs"),
+    },
     columns=("accuracy", "pass@8", "greedy", "entropy", "length", "aided", "unaided"),
     published={"base": "47.5", "sdpo": "73.0", "distil": "76.1"},
     published_setting="Qwen3-8B, SciKnowEval level 3, avg@16, best within five hours on four H200",

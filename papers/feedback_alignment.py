@@ -33,7 +33,7 @@ from functools import partial
 import numpy as np
 
 from repro import BASE, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
-from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill
+from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill, traits
 from repro.methods.steps import corrected, first_wrong_step, right_from, steps_of_tokens
 from repro.model.logprobs import Divergence, forward_kl, reverse_kl
 from repro.results.metric import number, share
@@ -187,6 +187,10 @@ PAPER = Paper(
         over("stepalign", "grpo", published="+16.1 (Qwen3-1.7B, avg@12)"),
         over("refsol", "base", text="Self-distillation with references ends above the base"),
     ),
+    traits={
+        "refsol": traits("reference", "reverse KL"),
+        "stepalign": traits("own answer, corrected from its error on", "reverse KL"),
+    },
     columns=("accuracy", "pass@8", "greedy", "entropy", "localisation, reference", "localisation, aligned"),
     published={"grpo": "19.7", "refsol": "30.6", "stepalign": "35.8"},
     published_setting="Qwen3-1.7B, OpenMathReasoning, 30 test problems, best checkpoint of each metric",

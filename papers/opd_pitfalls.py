@@ -37,7 +37,7 @@ import numpy as np
 import torch
 
 from repro import BASE, Arm, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
-from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill
+from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill, traits
 from repro.model.logprobs import Divergence, forward_kl, on_top_k, reverse_kl, top_k_reverse_kl
 from repro.tasks import prompts
 
@@ -188,6 +188,15 @@ PAPER = Paper(
             published="-16.1 (14B, GPQA)",
         ),
     ),
+    traits={
+        "full": traits("reference", "reverse KL"),
+        "raw": traits("reference", "reverse KL, top 2"),
+        "raw_1": traits("reference", "reverse KL, top 1"),
+        "stop_gradient": traits("reference", "reverse KL, top 2, its log-prob constant"),
+        "tail": traits("reference", "reverse KL, top 2 and the rest"),
+        "answer": traits("answer", "reverse KL"),
+        "rule": traits("a rule of style", "forward KL"),
+    },
     columns=("accuracy", "greedy", "entropy", "agreement", "mass in top-K", "reverse KL", "repetition", "compliance"),
     published_setting="Qwen3-1.7B with larger teachers; exact numbers by arm weren't available",
     curves=("reward", "entropy", "gap", "length"),

@@ -34,7 +34,7 @@ from typing import Literal
 import torch
 
 from repro import BASE, Arm, Batch, Claim, Panel, Paper, Run, RunConfig, script_main, standard
-from repro.methods.distill import of_problem, read_by_teacher, train_distill
+from repro.methods.distill import of_problem, read_by_teacher, train_distill, traits
 from repro.model.logprobs import Divergence, forward_kl, jensen_shannon, on_top_k, reverse_kl
 from repro.tasks import prompts
 
@@ -162,6 +162,11 @@ PAPER = Paper(
         Claim.over("opsd_reverse", "grpo", text="Reverse KL with half of the samples ends above GRPO"),
         Claim.over("opsd_reverse", "sft", text="Reverse KL ends above SFT"),
     ),
+    traits={
+        "opsd": traits("reference", "forward KL, clipped"),
+        "opsd_unclipped": traits("reference", "forward KL"),
+        "opsd_reverse": traits("reference", "reverse KL"),
+    },
     published={"base": "37.1", "sft": "35.8", "grpo": "37.7", "opsd": "43.4"},
     published_setting="Qwen3-1.7B, Avg@12 over AIME24, AIME25 and HMMT25, best checkpoint per set",
     curves=("reward", "entropy", "gap"),

@@ -36,7 +36,7 @@ from typing import Literal
 import torch
 
 from repro import Arm, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share, standard
-from repro.methods.distill import of_problem, read_by_teacher
+from repro.methods.distill import of_problem, read_by_teacher, traits
 from repro.methods.grpo import GRPO, advantages, surrogate, train_grpo
 from repro.methods.rft import right_solutions, train_on_kept
 from repro.model.logprobs import forward_kl, reverse_kl
@@ -240,6 +240,14 @@ PAPER = Paper(
             *(("pi_beta_0", GAP), ("pi_alpha_1", GAP)),
         ),
     ),
+    traits={
+        "rft_pi": traits("half of the reference", "SFT on the teacher's right rollouts"),
+        "opsd_r": traits("half of the reference", "GRPO, KL to the teacher in the reward"),
+        "pi_alpha_0": traits("half of the reference", "GRPO on the teacher's rollouts, as the student"),
+        "pi_distill": traits("half of the reference", "GRPO on the teacher's rollouts, as both"),
+        "pi_alpha_1": traits("half of the reference", "GRPO on the teacher's rollouts, as the teacher"),
+        "pi_beta_0": traits("half of the reference", "the same without KL"),
+    },
     columns=("accuracy", HARD, "aided", GAP, "KL(student || teacher)", "training mixed", "training all_wrong"),
     published={"base": "23.6", "opsd_r": "37.5", "pi_alpha_0": "40.7", "pi_distill": "41.1", "pi_alpha_1": "44.1"},
     published_setting="Qwen3-8B, TravelPlanner; SFT with CoT then RL reaches 32.3",

@@ -39,7 +39,7 @@ import torch
 
 from repro import BASE, POLICY, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, standard
 from repro.config import ConfigError
-from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill
+from repro.methods.distill import Context, of_problem, read_by_teacher, train_distill, traits
 from repro.methods.steps import first_wrong_step, steps_of_tokens
 from repro.model.logprobs import Divergence, mixed_kl, on_top_k
 from repro.results.metric import number, share
@@ -274,6 +274,12 @@ PAPER = Paper(
         signal_over(REGIONS[3], "It is larger at the first wrong step than after it"),
         signal_over(REGIONS[0], "Before training it is larger there than on right answers", "base"),
     ),
+    traits={
+        "sdft": traits("reference", "reverse KL"),
+        "srt": traits("own answer, verdict", "SFT on right revisions"),
+        "sd_zero": traits("own answer, verdict", "SFT on right revisions, then reverse KL"),
+        "sd_zero_sync": traits("own answer, verdict", "the same, the teacher renewed half-way"),
+    },
     columns=("accuracy", "pass@8", "greedy", "entropy", "length", "acc@t2", "correction rate", "accuracy, teacher"),
     published={"base": "49.8", "rft": "54.3", "grpo": "53.1", "sdft": "51.2", "srt": "57.6", "sd_zero": "60.3"},
     published_setting="Qwen3-4B-Instruct-2507, average of eight benchmarks",

@@ -104,6 +104,7 @@ class Paper:
     claims: tuple[Claim, ...]
     family: str = ""
     departs: str = ""  # why its arms can't be at the protocol's base, problems or budget; "": they are
+    traits: dict[str, dict[str, str]] = field(default_factory=dict)  # what sets arms apart, for the family's table
     columns: tuple[str, ...] = ("accuracy", "pass@8", "greedy", "entropy")
     published: dict[str, str] = field(default_factory=dict)  # of the arms, as the paper prints them
     published_setting: str = ""  # their model and data
@@ -117,6 +118,7 @@ class Paper:
         object.__setattr__(self, "arms", arms)
         used = {claim.name: {claim.left[0], claim.right[0]} for claim in self.claims}
         used |= {panel.label: set(panel.arms) for panel in self.panels} | {"published": set(self.published)}
+        used["traits"] = set(self.traits)
         for name, those in used.items():
             if unknown := sorted(those - arms.keys()):
                 raise ValueError(f"{self.slug}, {name}: unknown arm {', '.join(unknown)}; there are {', '.join(arms)}")
@@ -133,7 +135,10 @@ class Paper:
     def card(self) -> dict:
         """All of it that tables and pages need, as JSON can hold it: results are read without loading the script."""
         return {
-            **{name: getattr(self, name) for name in ("slug", "title", "arxiv", "family", "departs", "published")},
+            **{
+                name: getattr(self, name)
+                for name in ("slug", "title", "arxiv", "family", "departs", "traits", "published")
+            },
             "published_setting": self.published_setting,
             "columns": list(self.columns),
             "curves": list(self.curves),

@@ -23,6 +23,11 @@ from repro.tasks.prompts import Chat
 Context = Callable[[Run, Rollouts], list[Sequence[int]]]  # ids of what the teacher reads, for each completion in order
 
 
+def traits(reads: str, loss: str) -> dict[str, str]:
+    """An arm of this family in the table of all of them: what the teacher reads, what the student minimises."""
+    return {"teacher reads": reads, "loss": loss}
+
+
 def of_problem(ask: Callable[[Problem], Chat]) -> Context:
     """What a teacher reads of the problem alone (``prompts.solve_with_reference``, ...), alike for all its answers."""
 

@@ -17,6 +17,7 @@ from repro.results.tables import (
     markdown,
     notes,
     seeds_cell,
+    side_by_side,
     verdict_cell,
 )
 
@@ -116,9 +117,11 @@ def board(summaries: Sequence[dict]) -> str:
         "All arms that have the base, the problems, the evaluation and the number of completions in common. Gain: "
         "accuracy above the base in points; entropy kept: share of the base's.",
         markdown(leaderboard(summaries)),
-        "## All claims",
-        markdown(claims),
     ]
+    for family, rows in side_by_side(summaries).items():
+        told = "Collapsed: below half of the base's accuracy on validation problems during training."
+        parts += [f"## {family[0].upper()}{family[1:]}, side by side", told, markdown(rows)]
+    parts += ["## All claims", markdown(claims)]
     return "\n\n".join(parts) + "\n"
 
 

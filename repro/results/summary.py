@@ -133,6 +133,7 @@ def _arm(card: dict, arm: dict, rows: Sequence[dict]) -> dict | None:
         "seconds": float(np.mean([r["seconds"] for r in mine])),
         "peak_memory_bytes": max(peaks, default=0),
         "gain": base or None,
+        "collapsed": _collapsed(mine, rows),
         "protocol": {**{name: settings.get(name) for name in PROTOCOL}, "completions": budget},
     }
 
@@ -172,6 +173,18 @@ def _gain(arm: str, rows: Sequence[dict]) -> dict | None:
         return None
     low, high = interval(values)
     return {"value": float(values.mean()), **({} if math.isnan(low) else {"low": low, "high": high})}
+
+
+def _collapsed(mine: Sequence[dict], rows: Sequence[dict]) -> int | None:
+    """Completions after which the mean validation accuracy was first below half of the base's accuracy; None: never."""
+    base = [r["metrics"]["accuracy"]["value"] for r in rows if r["arm"] == "base" and "accuracy" in r["metrics"]]
+    seen: dict[int, list[dict]] = defaultdict(list)
+    for entry in (entry for r in mine for entry in r["history"] if "validation" in entry):
+        seen[entry["step"]].append(entry)
+    for _, entries in sorted(seen.items() if base else ()):
+        if np.mean([e["validation"] for e in entries]) < np.mean(base) / 2:
+            return round(np.mean([e["completions"] for e in entries]))
+    return None
 
 
 def _made(rows: Sequence[dict]) -> dict:

@@ -102,6 +102,7 @@ def ranking(summaries: Sequence[dict]) -> list[dict]:
                 entry = {**arm, "paper": paper, "preset": summary["preset"], "arm": key[2], "scale": summary["scale"]}
                 entry["family"] = "standard arms" if arm["standard"] else summary["card"]["family"]
                 base = next((e["metrics"] for e in summary["table"] if e["arm"] == "base"), {})
+                entry["traits"] = summary["card"].get("traits", {}).get(arm["arm"], {})
                 entry["entropy_kept"] = _ratio(arm["metrics"].get("entropy"), base.get("entropy"))
                 entries.setdefault(key, entry)
     counts = Counter((e["preset"], _protocol(e)) for e in entries.values())
@@ -129,6 +130,26 @@ def leaderboard(summaries: Sequence[dict]) -> list[list[str]]:
         named = [e[name] for name in ("family", "paper", "arm", "preset")]
         rows.append([*named, *metrics, *spent, f"{e['seconds'] / 60:.1f}", str(e["seeds"])])
     return rows
+
+
+def side_by_side(summaries: Sequence[dict]) -> dict[str, list[list[str]]]:
+    """For each family whose scripts say what sets their arms apart: header and one row per such arm, and the kit's."""
+    entries = ranking(summaries)
+    found = {}
+    for family in sorted({e["family"] for e in entries if e["traits"]}):
+        mine = [e for e in entries if e["family"] == "standard arms" or (e["family"] == family and e["traits"])]
+        names = list(dict.fromkeys(name for e in mine for name in e["traits"]))
+        rows = [["paper", "arm", "preset", *names, "accuracy", "gain over base", "pass@8", "entropy kept"]]
+        rows[0] += ["sampled tokens", "trained tokens", "collapsed after"]
+        for e in mine:
+            kept = "-" if e["entropy_kept"] is None else f"{100 * e['entropy_kept']:.0f} %"
+            metrics = [cell(e["metrics"]["accuracy"]), gain_cell(e["gain"]), cell(e["metrics"].get("pass@8")), kept]
+            spent = [f"{e[name]:,.0f}" for name in ("sampled_tokens", "trained_tokens")]
+            collapsed = f"{e['collapsed']:,} completions" if e.get("collapsed") else "-"
+            named = [e["paper"], e["arm"], e["preset"], *(e["traits"].get(name, "") for name in names)]
+            rows.append([*named, *metrics, *spent, collapsed])
+        found[family] = rows
+    return found
 
 
 def primary(summary: dict) -> dict | None:

@@ -7,7 +7,7 @@ import pytest
 from synthetic import CARD, SHARING, drawn, row
 
 from repro.results.summary import corrected, groups, merged, summarise
-from repro.results.tables import arm_rows, claim_rows, describe, leaderboard, ranking
+from repro.results.tables import arm_rows, claim_rows, describe, leaderboard, ranking, side_by_side
 
 ROWS = [row("base", 0, [0.0, 0.5]), row("new", 0, [0.5, 1.0]), row("base", 1, [0.25, 0.5]), row("new", 1, [1.0, 0.75])]
 
@@ -118,3 +118,14 @@ def test_scale_and_places_of_claims():
     large = [{**r, "settings": {**r["settings"], "model": "Qwen/Qwen2.5-1.5B-Instruct"}} for r in ROWS]
     assert summarise(CARD, large)["claims"][0]["scale"] == "small"
     assert np.isfinite(summary["table"][0]["metrics"]["accuracy"]["high"])
+
+
+def test_arms_of_a_family_stand_side_by_side_with_what_sets_them_apart():
+    low = [{"step": 8, "completions": 64, "validation": 0.3}, {"step": 16, "completions": 128, "validation": 0.1}]
+    rows = [row("base", s, [0.25, 0.75]) for s in range(2)]
+    rows += [row("new", s, [0.0, 0.1], history=low) for s in range(2)]
+    card = {**CARD, "family": "distillation", "traits": {"new": {"teacher reads": "answer"}}}
+    (rows,) = side_by_side([summarise(card, rows)]).values()
+    (shown,) = (dict(zip(rows[0], line, strict=True)) for line in rows[1:] if line[1] == "new")
+    assert shown["teacher reads"] == "answer" and shown["collapsed after"] == "128 completions"
+    assert side_by_side([summarise({**card, "traits": {}}, ROWS)]) == {}
