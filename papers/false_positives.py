@@ -43,7 +43,7 @@ from repro import Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number,
 from repro.methods.judge import judged
 from repro.methods.pool import answers_of, best_of, of_all, powers_of_two, subsets
 from repro.methods.steps import first_wrong_step
-from repro.results.metrics import auroc, majority, pass_at_k, ratio
+from repro.results.metrics import auroc, majority, ratio
 from repro.tasks import prompts
 from repro.tasks.arithmetic import KINDS, LEVELS, make_problem
 from repro.tasks.generated import as_problem
@@ -92,11 +92,6 @@ def voted(
     return found / len(chosen)
 
 
-def one_of(values: np.ndarray, n: int) -> np.ndarray:
-    """Probability that one of ``n`` samples has the value 1, without bias, [problems]; values [problems, samples]."""
-    return np.array([pass_at_k(values.shape[1], int(c), n) for c in values.sum(1)])
-
-
 def detection(flagged: np.ndarray, false: np.ndarray) -> tuple[float, float, float]:
     """Precision, recall and F1 of flags for false positives (section 5.2); NaN where there is nothing to divide by."""
     hits, flags, wanted = (flagged & false).sum(), flagged.sum(), false.sum()
@@ -143,7 +138,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         metrics[f"false positives, level {level}"] = share(ratio(of * false.sum(1), of * right.sum(1)))
     for n in powers_of_two(size):
         selected = {
-            "one right": [one_of(v, n) for v in (right, valid)],
+            "one right": [best_of(v, v, n) for v in (right, valid)],
             "best": [best_of(v, odds, n) for v in (right, valid)],
             "majority": [voted(answers, odds, v, n, weighted=False) for v in (right, valid)],
             "weighted": [voted(answers, odds, v, n, weighted=True) for v in (right, valid)],

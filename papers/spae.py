@@ -81,6 +81,16 @@ class Config(RunConfig):
 # --- the advantage (section 3); a solution's steps are [K] -----------------------------------------------------------
 
 
+def confidence(entropy: torch.Tensor) -> torch.Tensor:
+    """Conf = exp(-mean entropy of the probe's answer); entropy [tokens], nats -> scalar."""
+    return (-entropy.mean()).exp()
+
+
+def accuracy(logp: torch.Tensor) -> torch.Tensor:
+    """Acc, the mean probability of the tokens of the right answer; logp [tokens] -> scalar."""
+    return logp.exp().mean()
+
+
 def potential(acc: torch.Tensor, conf: torch.Tensor) -> torch.Tensor:
     """From -1, sure and wrong, to 1, sure and right; unsure is 0 to 0.5."""
     return 1.5 * acc * conf + 0.5 * acc - conf
@@ -160,8 +170,8 @@ def probe(run: Run, config: Config, states: Sequence[tuple[int, ...]], answers: 
     ]
     batch = Batch(pairs)
     logp, entropy = run.values(batch, logprob_and_entropy).double().cpu().unbind(-1)
-    conf = [(-part.mean()).exp() for part in entropy.split(batch.lengths)[::2]]
-    acc = [part.exp().mean() for part in logp.split(batch.lengths)[1::2]]
+    conf = [confidence(part) for part in entropy.split(batch.lengths)[::2]]
+    acc = [accuracy(part) for part in logp.split(batch.lengths)[1::2]]
     return potential(torch.stack(acc), torch.stack(conf))
 
 

@@ -10,8 +10,10 @@ from papers.spae import (
     CUE,
     PAPER,
     Config,
+    accuracy,
     by_steps,
     changes,
+    confidence,
     decay,
     ends_of,
     per_token,
@@ -107,8 +109,8 @@ def test_without_both_parts_it_is_rf_b():  # 6
 
 def test_confidence_and_accuracy():  # 7; the mean over several answers is that of one here
     entropies = [torch.tensor([0.0, 0.2]), torch.tensor([0.4])]
-    assert np.mean([(-h.mean()).exp().item() for h in entropies]) == pytest.approx(0.787579, abs=1e-6)
-    assert torch.tensor([0.9, 0.5]).log().exp().mean().item() == pytest.approx(0.7)
+    assert np.mean([confidence(h).item() for h in entropies]) == pytest.approx(0.787579, abs=1e-6)
+    assert accuracy(torch.tensor([0.9, 0.5]).log()).item() == pytest.approx(0.7)
 
 
 def test_tokens_behind_the_last_step_have_the_groups_advantage():
