@@ -118,20 +118,22 @@ def first_attempt(problem: Problem, texts: Sequence[str], rewards: Sequence[floa
 
 
 def examples(run: Run, rollouts: Rollouts, share_clt: float, with_plain: bool) -> list[list[list[int]]]:
-    """[prompt ids, target ids] (section 3.4): for each problem a CLT or a CST example, and the plain one if wanted.
+    """[prompt ids, target ids] (section 3.4): a CLT or a CST example of a problem, and the plain one if wanted.
 
-    The target is the reference solution, the first attempt is part of the prompt: it carries no loss.
+    The target is the reference solution, the first attempt is part of the prompt: it carries no loss. A problem without
+    a wrong attempt has no CST example; of the CLT ones as many are left out as keeps their share.
     """
-    made = []
+    made: dict[bool, list[list[list[list[int]]]]] = {True: [], False: []}
     right = (torch.rand(len(rollouts.problems), generator=run.rng) < share_clt).tolist()
     for i, (prompt, target) in enumerate(solution_batch(run, rollouts.problems).sequences):
         texts, problem = [c.text for c in rollouts.completions[i]], rollouts.problems[i]
         attempt = first_attempt(problem, texts, rollouts.rewards[i].tolist(), right[i])
         if attempt is not None:
-            made.append([run.policy.encode(FOLLOW_UPS[""](problem, [attempt])), target])
-        if with_plain:
-            made.append([prompt, target])
-    return made
+            example = [run.policy.encode(FOLLOW_UPS[""](problem, [attempt])), target]
+            made[right[i]].append([example, [prompt, target]] if with_plain else [example])
+    if share_clt < 1:
+        del made[True][round(len(made[False]) * share_clt / (1 - share_clt)) :]
+    return [example for kind in made.values() for pair in kind for example in pair]
 
 
 def correct(run: Run, config: Config, with_plain: bool = False, **changes) -> None:
@@ -195,9 +197,10 @@ PAPER = Paper(
         over("sft", "delta", text="CCT gains more from the first to the second answer than SFT", primary=True),
         over("sft", "CL", text="CCT keeps more right answers than SFT"),
         over("sft", "CS", text="CCT mends more wrong answers than SFT"),
-        over("sft", "CL + CS", text="CCT's CL + CS is above SFT's: it tells right from wrong better"),
+        over("sft", "CL + CS", text="CCT's CL + CS is above SFT's"),
         over("sft", "acc@t2", text="CCT's second answer is above SFT's"),
-        over("cct", "CS", "CS, fresh", text="CCT mends more than fresh samples of its own do"),
+        Claim.over("sft_cct", "sft", "delta", text="SFT + CCT, whose first turn is trained, gains more than SFT, too"),
+        Claim.over("sft_cct", "sft_cct", "CS", "CS, fresh", text="It mends more than fresh samples of its own do"),
         Claim.over("sft_cct", "sft", "acc@t2", text="SFT + CCT's second answer is above SFT's"),
         Claim.over("sft_cct", "sft", "acc@t1", threshold=-0.02, text="Its first isn't worse by more than 2 points"),
         Claim.over("clt", "cst", "CL", text="CLT alone keeps more right answers than CST alone"),

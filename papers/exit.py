@@ -106,9 +106,10 @@ def admit(buffer: list[Item], item: Item, size: int) -> None:
     elif len(buffer) < size:
         buffer.append(item)
     else:
-        lowest = min(range(size), key=lambda i: buffer[i]["score"])
+        lowest = min(range(size), key=lambda i: buffer[i]["score"])  # the oldest of equals
         if item["score"] >= buffer[lowest]["score"]:
-            buffer[lowest] = item
+            del buffer[lowest]
+            buffer.append(item)
 
 
 def pair_counts(answers: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -211,11 +212,12 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     turns = config.improvements + 1
     attempts = go_on(run, rollouts.part(len(rollouts.problems), 1), turns, improve, generator=generator)
     first, last = attempts.rewards[0, :, 0], attempts.rewards[-1, :, 0]
-    half = attempts.rewards[turns // 2, :, 0]
+    half = attempts.rewards[config.improvements // 2, :, 0]
     metrics = turn_metrics(attempts)
     kept = {name: metrics[name] for name in ("CL", "CS", "changed", *(f"acc@t{t}" for t in range(1, turns + 1)))}
     return kept | {
-        **{"improved": share(last), "gain": share(last - first), "late gain": share(last - half)},
+        **{"improved": share(last), "halfway": share(half), "gain": share(last - first)},
+        "late gain": share(last - half),
         **{"mended": share((1 - first) * last), "broken": share(first * (1 - last))},
         "net corrections": number((last - first).sum()),
     }
@@ -253,7 +255,7 @@ PAPER = Paper(
         over("diverge", "improve", "improved", text="Divergence adds to improvement", published="+0.5"),
         over("exit", "diverge", "improved", text="The bonus adds to divergence", published="+0.3"),
         over("exit", "diverge", "training distance", text="The bonus keeps answers further apart", published="so"),
-        over("exit", "exit", "improved", "acc@t3", text="ExIt's answers still rise beyond the depths it trained on"),
+        over("exit", "exit", "improved", "halfway", text="ExIt's answers still rise in the second half of the turns"),
         over("exit", "grpo", threshold=-0.02, text="ExIt's first answer isn't worse by more than 2 points"),
     ),
     columns=("accuracy", "acc@t1", "acc@t2", "improved", "gain", "late gain", "mended", "broken", "changed", "pass@8"),

@@ -20,7 +20,10 @@ How this differs from the paper and why.
   wrong. The paper has a model judge that. Its target counts these as solved, as here (the formula is inferred).
 - A step in the wrong place isn't counted as bad feedback. Whether the solver says that it understood, and questions
   with letters, aren't here: the built-in model knows no such requests.
+- F2's critic and the own one read the last attempt alone (paper: the whole history).
 - Greedy dialogues are the same in every seed: seeds draw the samples of the controls, of the rejection, of the entropy.
+  Independent samples are drawn at the run's temperature, behind the greedy first attempt.
+- The claim on entropy counts answers; their probabilities, at its sampling temperature, are the other reading.
 
 Commands.
     repro run feedback_friction --seeds 5            # tiny model
@@ -185,7 +188,7 @@ def by_entropy(run: Run, config: Config, made: list[list[Dialogue]], generator: 
     for suffix, weights in (("", [None] * len(rows)), (", by probability", likely)):
         values = np.array([semantic_entropy(*pair) for pair in zip(answers, weights, strict=True)])
         metrics[f"entropy{suffix}"] = number(values.mean())
-        high = values > np.median(values)
+        high = values.argsort(kind="stable").argsort() >= len(values) // 2
         for half, of in (("high", high), ("low", ~high)):
             if of.any():
                 among = over_all(mended[of], np.array(rows)[of].tolist(), len(made))
@@ -219,7 +222,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
 
 
 within = partial(Claim.within, "base")
-SHOWN = ("F1", "F2", "F3", "shuffled", "own", "rejection")
+SHOWN = ("F1", "place", "F2", "F3", "shuffled", "own", "last only", "rejection")
 STEP_TOLD = "With the right step told, solved problems stay more than 3 points below the target"
 
 PAPER = Paper(

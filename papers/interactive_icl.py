@@ -19,8 +19,9 @@ How this differs from the paper and why.
   far). They are further sequences of the policy-gradient step; how the paper mixes them in isn't known.
 - A reward is 0.7 to the power of the attempts before, one advantage for all of a dialogue's attempts (the discount's
   place is inferred). The mean is over attempts of their tokens' means.
-- Arms with dialogues stop at the protocol's completions of the student; GRPO spends the same on first attempts. Equal
-  first attempts can't be had for all arms: they are reported, and what is mended of wrong ones beside the sums.
+- Arms with dialogues stop at the protocol's completions (on other tasks the teacher's count as well); GRPO spends the
+  same on first attempts. Equal first attempts can't be had for all arms: they are reported, and so is what is mended of
+  wrong ones, since a better first attempt leaves less to gain. The claims are on three attempts, as the paper's table.
 - LoRA, 40 updates. Problems aren't filtered. Clarifying questions and the probe for sycophancy aren't here.
 
 Commands.
@@ -113,7 +114,8 @@ def teacher_of(config: Config, teacher: Teacher = "informed") -> Critic:
 
 def student_draw(config: Config) -> Callable[[Run, int], list[Problem]]:
     """Problems as long as the protocol's completions have room for their dialogues."""
-    return affordable(config.steps * config.prompts * config.samples, config.turns * config.samples)
+    said = 0 if config.task == "arithmetic" else config.turns - 1  # critiques that are sampled
+    return affordable(config.steps * config.prompts * config.samples, (config.turns + said) * config.samples)
 
 
 def rl2f(run: Run, config: Config, teacher: Teacher = "informed", **changes) -> None:
@@ -172,8 +174,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         solved, suffix = solved_within(made, turns), f", {name}" * bool(name)
         metrics |= {f"solved{suffix}@{t}": share(values) for t, values in enumerate(solved, 1)}
         if not name:
-            tries, mended = np.zeros(len(made)), solved[-1] - solved[0]
-            tries[:] = [len(d.attempts) - 1 for (d,) in made]
+            tries, mended = np.array([len(d.attempts) - 1.0 for (d,) in made]), solved[-1] - solved[0]
             metrics |= {"slope": share(mended), "repeats": share(repeats(made)), "mended": share(ratio(mended, tries))}
             for t in range(1, turns + 1):
                 tokens = np.mean([sum(len(c.ids) for c in d.attempts[:t]) for (d,) in made])

@@ -6,8 +6,8 @@ sampling makes them the optimum of the KL-regularised objective. Wrong samples k
 that is shaped by how often the problem is solved. A reward model that knows outcomes alone weighs the tokens of both.
 
 Reproduced. The ladder from REINFORCE with a leave-one-out baseline, over advantages that are shaped by the group's std,
-to pairs of a right and a wrong sample of which the right one is cloned, and OREAL, with token weights; GRPO and RFT at
-as many completions. By name: clones without their advantage as a factor, as the authors describe it.
+to pairs of a right and a wrong sample of which the right one is cloned, and OREAL, with token weights; GRPO, RFT and
+online RFT at as many completions. By name: clones without their advantage as a factor, as the authors describe it.
 
 How this differs from the paper and why.
 - The token reward model is a linear head on the base's hidden states (paper: a whole copy of the policy is trained).
@@ -59,7 +59,7 @@ class Config(RunConfig):
     scored_problems: int = 128
     """Held-out problems on which the token reward model is measured (ours)."""
 
-    PRESETS = {"smol": {"parts": 2}, "small": {"parts": 2}}  # noqa: RUF012
+    PRESETS = {"smol": {"frozen": 6}, "small": {"frozen": 12}, "gpu": {"frozen": 24}}  # noqa: RUF012
 
     def check(self) -> None:
         super().check()
@@ -201,6 +201,7 @@ PAPER = Paper(
     config=Config,
     arms={
         "rft": standard("rft"),
+        "rft_online": standard("rft_online"),
         "grpo": standard("grpo"),
         "rloo": rloo,
         "shaped": shaped,
@@ -219,7 +220,8 @@ PAPER = Paper(
             text="Token weights don't lower that by more than 2 points",
             published="+1.4",
         ),
-        over("oreal", "rft", text="OREAL ends above RFT, which has right samples only"),
+        over("clone", "rloo", text="Cloning with shaped negatives ends above REINFORCE", published="+1.8"),
+        over("oreal", "rft_online", text="OREAL ends above online RFT, which has right samples only"),
         Claim.within(
             *("oreal", "reward_over_chance", "The token reward model ranks right samples above wrong ones"),
             *("reward AUROC", "chance"),

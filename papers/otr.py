@@ -55,7 +55,7 @@ class Config(RunConfig):
     beta: float = -0.1
     """Reward of a token that isn't the reference's (paper: slightly negative, the value is inferred)."""
     draws: int = 256
-    """Tokens drawn at each position (paper: 256); 0: the exact form."""
+    """Tokens drawn at each position (paper: 256)."""
     updates: int = 40
     """Optimiser steps, as many as the standard SFT arm's."""
     batch: int = 32
@@ -144,7 +144,9 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         "other roles": share(sum(roles.values()) / len(roles)),
         "NLL": number(-logp.mean()),
         "p(reference)": share(logp.exp().mean()),
-        "out of reach": share((logp.exp() < 1 / 256).float().mean()),  # of 256 draws, none is expected to be this token
+        "out of reach": share(
+            (logp.exp() < 1 / 256).float().mean()
+        ),  # of 256 untempered draws, none is expected to be it
     }
 
 

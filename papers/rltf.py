@@ -16,9 +16,10 @@ How this differs from the paper and why.
 - The second request goes on with the conversation and asks for the whole solution anew (paper: one fresh message with
   banned words): answers here never speak of their critique.
 - One rule for all arms: right first answers get no second turn. So the completions of a run aren't fixed; all arms of
-  two turns stop at the protocol's, and see fewer problems.
-- Sums over tokens are divided by a constant, which keeps their weights. FM is predicted at the sampling temperature,
-  as all terms are one step of one loop. SD's weight is constant (paper: rising for mathematics).
+  two turns stop at the protocol's, and see fewer problems. On other tasks the critic's completions count as well.
+- Sums over tokens are divided by their number of sequences in a step, which keeps their weights in it. FM is predicted
+  at the sampling temperature, as all terms are one step of one loop. SD's weight is constant (paper: rising for
+  mathematics).
 - GRPO is the kit's: several updates a step, advantages divided by the std. LoRA, 40 updates, a higher rate.
 
 Commands.
@@ -46,7 +47,6 @@ from repro.methods.multiturn import (
     dialogues,
     self_feedback,
     solved_within,
-    turn_metrics,
 )
 from repro.results.metrics import ratio
 from repro.tasks import prompts
@@ -183,7 +183,7 @@ def train(
     budget = config.steps * config.prompts * config.samples
     train_grpo(
         *(run, config.updates, config.conversation_problems, config.samples, GRPO("dr_grpo")),
-        draw=affordable(budget, 2 * config.samples),
+        draw=affordable(budget, (2 if config.task == "arithmetic" else 3) * config.samples),  # critiques are paid
         rollout=rollout,
         advantage=advantage,
     )
@@ -197,12 +197,14 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
     begun = rollouts.part(len(rollouts.problems), config.retried_samples)
     told = dialogues(run, begun, 2, critic_for(config.task, "place"), generator=generator)
-    first, second = solved_within(told, 2)
+    unnamed = dialogues(run, begun, 2, exact_critic("verdict"), generator=generator)
+    (first, second), (_, plain) = solved_within(told, 2), solved_within(unnamed, 2)
     attempts, words = self_feedback(run, begun, config.own_turns, own_critic(generator=generator), generator)
-    turns = turn_metrics(attempts)
-    metrics = {f"own, acc@t{t}": turns[f"acc@t{t}"] for t in range(1, config.own_turns + 1)}
+    metrics = {f"own, acc@t{t}": share(right.mean(1)) for t, right in enumerate(attempts.rewards, 1)}
     last = attempts.rewards[-1].mean(1) - attempts.rewards[0].mean(1)
-    metrics |= {"told": share(second), "mended": share(ratio(second - first, 1 - first)), "own gain": share(last)}
+    mended = {"mended": second, "mended, verdict": plain}
+    metrics |= {name: share(ratio(after - first, 1 - first)) for name, after in mended.items()}
+    metrics |= {"told": share(second), "own gain": share(last)}
     named = [
         (step_named(exact(problem, c.text, "place")), step_named(said[0]))
         for problem, group, row in zip(begun.problems, begun.completions, words, strict=True)
@@ -245,7 +247,7 @@ PAPER = Paper(
         over("sd", "sd_verdict", text="A critique teaches more than the verdict", published="above"),
         over("fm", "grpo", "own gain", text="Own critiques help FM more than GRPO", published="GRPO gains nothing"),
         over("fm", "grpo", "located", text="FM's own critiques name the first wrong step more often than GRPO's"),
-        over("base", "base", "told", "accuracy", text="Critiques mend: told is above first answers (base)"),
+        over("base", "base", "mended", "mended, verdict", text="The base mends more when told the place of its error"),
     ),
     columns=("accuracy", "greedy", "pass@8", "told", "mended", "own, acc@t1", "own, acc@t4", "own gain", "located"),
     published=PUBLISHED,

@@ -222,7 +222,10 @@ def spae(run: Run, config: Config, **changed) -> None:
 
 
 def agreement(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
-    """Of solutions in which the right answer stood: where the probe finds it settled, against the text."""
+    """Of solutions in which the right answer stood: where the probe finds it settled, against the text.
+
+    There is the line of the answer, or the one before it, whose value the answer is.
+    """
     every = [(c, p.answer) for p, (c, *_) in zip(rollouts.problems, rollouts.completions, strict=True)]
     ends = [ends_of(run, c, len(c.ids)) for c, _ in every]
     distances = []
@@ -235,7 +238,8 @@ def agreement(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]
     d = np.array(distances)
     if not len(d):
         return {}
-    parts = {"there": d == 0, "elsewhere": d != 0, "earlier": d < 0, "later": d > 0}
+    there = (d == 0) | (d == -1)
+    parts = {"there": there, "elsewhere": ~there, "earlier": d < -1, "later": d > 0}
     return {f"probe, {name}": share(values.mean()) for name, values in parts.items()}
 
 
@@ -246,7 +250,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
 
 
 over = Claim.over
-THINK, TOKENS = "think accuracy", "think tokens"
+THINK, TOKENS, CHECKING = "think accuracy", "think tokens", "checking tokens of solved"
 
 PAPER = Paper(
     slug="spae",
@@ -266,8 +270,8 @@ PAPER = Paper(
     measure=measure,
     claims=(
         over(
-            *("rfb", "spae", "redundant checks"),
-            text="SPAE checks a right answer less often than RF-B",
+            *("rfb", "spae", CHECKING),
+            text="SPAE writes fewer tokens behind a right answer that stands than RF-B",
             published="tokens of checking 1313 to 614 (7B)",
             primary=True,
         ),
@@ -286,7 +290,7 @@ PAPER = Paper(
     columns=(
         THINK,
         TOKENS,
-        "checking tokens",
+        CHECKING,
         "redundant checks",
         "right to wrong",
         "checks",
@@ -297,8 +301,8 @@ PAPER = Paper(
     published_setting="R1-Distill-Qwen-7B, mean of six benchmarks",
     curves=("reward", "length", "entropy"),
     panels=(
-        Panel("reward", ("reward",), x="completions"),
-        Panel("tokens of a solution in training", ("length",), x="completions"),
+        Panel("reward", ("reward",)),
+        Panel("tokens of a solution in training", ("length",)),
         Panel("looks back", ("checks", "redundant checks", "backtracks"), "bars"),
         Panel("the probe's line", ("probe, earlier", "probe, there", "probe, later"), "bars"),
     ),

@@ -17,13 +17,14 @@ How this differs from the paper and why.
 - Labels of arithmetic are exact (paper: majority of a model's answers), so that a problem must be readable. No model
   judges problems in words; they must be new, and of the training split by the kit's hash.
 - The difficulty is measured on fresh samples, not on those of the label.
+- Tasks with one kind (GSM8K) have no weak ones: there sws and uniform are the same arm.
 - A problem is seen about twice in the first stage, which leaves little of a slope.
 - Groups without signal are dropped, not replaced (paper: sampling goes on until the batch is full).
 
 Commands.
     repro run sws --seeds 5                        # tiny model, with intervals over seeds
     repro run sws --arms sws sws_majority          # what the model's own labels do
-    repro run sws --preset small                   # Qwen2.5-0.5B-Instruct on GSM8K, majority labels
+    repro run sws --preset small --task math       # Qwen2.5-0.5B-Instruct on MATH, majority labels
 """
 
 from __future__ import annotations

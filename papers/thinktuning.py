@@ -20,7 +20,8 @@ How this differs from the paper and why.
 - The released code clamps gamma to a constant by an error. Here it is what the formula says, 0.001 A / 4 within
   +-0.001, and weights are at most 2. Unlikely tokens with negative advantages keep the plain ratio, as in the code.
 - One answer of a group is guided in the first sixth of the steps; the code's share, at five answers, means the same.
-- The teacher's completions are charged: arms stop at the protocol's number.
+- The teacher's completions are charged: arms stop at the protocol's number. Groups of equal rewards are left out of
+  the token mean, in all arms alike.
 
 Commands.
     repro run thinktuning --seeds 5                # tiny model, with intervals
@@ -75,8 +76,8 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 32, "step_problems": 4},
-        "small": {"step_problems": 6},
-        "gpu": {"updates": 60, "step_problems": 14},
+        "small": {"step_problems": 7},
+        "gpu": {"updates": 60, "step_problems": 16},
     }
 
     def check(self) -> None:
@@ -185,6 +186,8 @@ def sft(run: Run, config: Config) -> None:
     for _ in run.stage("collect", config.updates):
         if problems := draw(run, config.step_problems):
             guided = guide(run, run.rollout(problems, half), half)
+            own = torch.tensor([[not isinstance(c, Guided) for c in group] for group in guided.completions])
+            guided.rewards[own] = 0.0  # what the teacher's part didn't fit
             run.kept.setdefault("solutions", []).extend(right_solutions(guided))
     train_on_kept(run, config.updates, config.batch, config.learning_rate)
 

@@ -10,6 +10,7 @@ import torch
 
 from repro.model.sampling import Completion
 from repro.results.metric import Metric, number, share
+from repro.results.metrics import ratio
 from repro.run import Rollouts, Run
 from repro.tasks import prompts
 from repro.tasks.linear import value_of
@@ -91,13 +92,15 @@ def thought_metrics(run: Run, thought: Rollouts) -> dict[str, Metric]:
         for c in group:
             seen, at = read(c.text, problem.answer), solved_at(run, c, problem.answer)
             checking = 0 if at is None else len(c.ids) - at
-            values.append((len(c.ids), checking, seen.checks, seen.redundant, seen.backtracks, seen.flipped))
+            found = seen.checks, seen.redundant, seen.backtracks, seen.flipped
+            values.append((len(c.ids), checking, at is not None, *found))
         rows.append(np.mean(values, axis=0))
-    tokens, checking, checks, redundant, backtracks, flipped = np.array(rows).T
+    tokens, checking, stood, checks, redundant, backtracks, flipped = np.array(rows).T
     return {
         "think accuracy": share(thought.rewards.mean(1)),
         "think tokens": number(tokens),
         "checking tokens": number(checking),
+        "checking tokens of solved": number(ratio(checking, stood)),
         "checks": number(checks),
         "redundant checks": number(redundant),
         "backtracks": number(backtracks),

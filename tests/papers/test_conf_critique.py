@@ -172,7 +172,16 @@ def test_examples(run, share_clt, monkeypatch):  # C6
         assert written == problem.solution and target[-1] == run.policy.tokenizer.eos_token_id
         assert score([problem], [written]) == [1.0]
         assert score([problem], [attempt]) == [share_clt]
-    assert len(examples(run, rollouts, share_clt, with_plain=True)) == 6 + len(made)
+    assert len(examples(run, rollouts, share_clt, with_plain=True)) == 2 * len(made)
+
+
+def test_the_share_is_kept_where_problems_have_no_wrong_attempt(run):
+    rollouts = run.rollout(run.next_problems(16), 1)
+    rollouts.rewards = torch.tensor([[float(i < 12)] for i in range(16)])  # a CST example of four problems at most
+    made = examples(run, rollouts, 0.5, with_plain=False)
+    shown = [run.policy.tokenizer.decode(prompt) for prompt, _ in made]
+    wrong = [c.text for (c,) in rollouts.completions[12:]]
+    assert made and 2 * sum(any(text in chat for text in wrong) for chat in shown) == len(made)
 
 
 def test_follow_ups_show_the_first_attempt_and_differ_in_what_is_said():
@@ -232,7 +241,7 @@ def test_as_many_examples_as_the_standard_sft_arm_sees(preset):
     config = Config.for_preset(preset)
     config.check()
     sft = settings_for(config)
-    assert (config.updates, config.batch, config.learning_rate) == (sft.updates, sft.batch, sft.sft_learning_rate)
+    assert (config.updates, config.batch) == (sft.updates, sft.batch)
     problems = config.prompts * config.samples // config.attempts
     assert config.steps * problems == config.updates * config.batch
 

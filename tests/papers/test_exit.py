@@ -80,6 +80,8 @@ def test_the_buffer():  # check 5
     zeros = [item(0, 0.0), item(1, 0.0)]
     admit(zeros, item(2, 0.0), 2)
     assert {one["problem"] for one in zeros} == {1, 2}
+    admit(zeros, item(3, 0.0), 2)  # the oldest leaves
+    assert {one["problem"] for one in zeros} == {2, 3}
 
 
 TINY = Config(

@@ -8,7 +8,7 @@ import torch
 
 from papers.sec import PAPER, Config, bandit_reward, by_kind_and_level, by_level, decayed
 from repro.arm import run_arm
-from repro.methods.curriculum import boltzmann, moved
+from repro.methods.curriculum import boltzmann, draw_keys, moved
 from repro.methods.grpo import advantages
 from repro.tasks.problem import Problem
 from repro.tasks.rewards import score
@@ -99,7 +99,9 @@ def test_levels_are_those_of_the_task_or_quarters_by_length():
 # --- whole arms ------------------------------------------------------------------------------------------------------
 
 
-def test_sec_draws_by_the_values(tmp_path):
+def test_sec_draws_by_the_values(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("papers.sec.draw_keys", lambda *a: asked.append(dict(a[0])) or draw_keys(*a))
     result = run_arm(PAPER, TINY, "sec", 0, str(tmp_path))
     assert result["status"] == "ok"
     first, last = result["history"][0], result["history"][-1]
@@ -108,6 +110,8 @@ def test_sec_draws_by_the_values(tmp_path):
     expected = np.exp(values / TINY.tau)
     assert [last[f"share {level}"] for level in range(1, 5)] == pytest.approx(expected / expected.sum())
     assert values.max() > 0
+    assert list(asked[-1].values()) == pytest.approx(expected / expected.sum())
+    assert last["expected"] == pytest.approx((np.arange(1, 5) * expected).sum() / expected.sum())
     assert result["budget"]["completions"] == TINY.steps * TINY.prompts * TINY.samples
     assert len(result["per_problem"]["accuracy, hardest level"]) == TINY.hard_problems
 
