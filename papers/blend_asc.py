@@ -138,8 +138,10 @@ def margin(row: np.ndarray) -> float:
 
 def samples_for(error: float, errors: Sequence[float]) -> float:
     """Samples a problem at which a rule with these errors at BUDGETS reaches ``error``, log-linear between them."""
-    falling = np.minimum.accumulate(errors)
-    return float(np.exp(np.interp(-error, -falling, np.log(BUDGETS))))
+    rising, first = np.unique(
+        -np.minimum.accumulate(errors), return_index=True
+    )  # where it is as low for the first time
+    return float(np.exp(np.interp(-error, rising, np.log(BUDGETS)[first])))
 
 
 def slope(budgets: Sequence[int], errors: Sequence[float]) -> float:

@@ -41,7 +41,7 @@ import torch
 
 from repro import Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share, standard
 from repro.methods.judge import judged
-from repro.methods.pool import answers_of, best_of, of_all, powers_of_two, subsets
+from repro.methods.pool import answers_of, best_of, odds_of, of_all, powers_of_two, subsets
 from repro.methods.steps import first_wrong_step
 from repro.results.metrics import auroc, majority, ratio
 from repro.tasks import prompts
@@ -129,7 +129,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     rows = zip(pool.problems, texts, strict=True)
     checked = [[first_wrong_step(problem, text) is None for text in group] for problem, group in rows]
     valid = right * np.array(checked)
-    odds = judged(run, pool.problems, texts).double().numpy()
+    odds = odds_of(run, pool) if pool is rollouts else judged(run, pool.problems, texts).double().numpy()
     false, size = right - valid, right.shape[1]
     metrics = {"false positives": share(ratio(false.sum(1), right.sum(1)))}
     levels = np.array([p.level for p in pool.problems])

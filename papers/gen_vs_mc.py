@@ -31,8 +31,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Literal
@@ -47,6 +47,7 @@ from repro.model.sampling import Completion
 from repro.results.metrics import cumulative, flips, over_all, ratio
 from repro.tasks import prompts
 from repro.tasks.problem import Problem
+from repro.verify import extract_answer
 
 LETTERS = "ABCD"
 CHOOSE = "Reason step by step, one step a line. Then name the right option: 'The final answer is (X).'"
@@ -74,19 +75,25 @@ class Config(PoolConfig):
 
 @dataclass(frozen=True)
 class Choice:
-    """What is asked at first and in every later round, and the right letter."""
+    """What is asked at first and in every later round, the right letter, and the letters of answers that are options."""
 
     first: str
     again: str
     right: str
+    options: dict[str, str] = field(default_factory=dict)
 
 
-def letter(text: str) -> str | None:
-    """The option that a reply names: a lone letter, that of the closing phrase, or the only one in parentheses."""
+def letter(text: str, options: Mapping[str, str] | None = None) -> str | None:
+    """The option that a reply names: a lone letter, that of the closing phrase, or the only one in parentheses.
+
+    A reply without a letter may end at an option's text in place of it; ``options``: their letters.
+    """
     if alone := re.fullmatch(r"\(?([A-D])\)?\.?", text.strip()):
         return alone[1]
     closing, named = CLOSING.findall(text), set(SHOWN.findall(text))
-    return closing[-1] if closing else named.pop() if len(named) == 1 else None
+    if closing or len(named) == 1:
+        return closing[-1] if closing else named.pop()
+    return (options or {}).get(extract_answer(text) or "")
 
 
 def options_of(problem: Problem, answers: Sequence[str | None], rewards: Sequence[float]) -> Choice | None:
@@ -102,7 +109,8 @@ def options_of(problem: Problem, answers: Sequence[str | None], rewards: Sequenc
     shuffled = random.Random(problem.question).sample([gold, *wrong], len(wrong) + 1)
     listed = "\n".join(f"({name}) {answer}." for name, answer in zip(LETTERS, shuffled, strict=False))
     asked = f"{problem.question}\nOptions:\n{listed}\n{CHOOSE}"
-    return Choice(asked, CHOOSE_AGAIN + asked, LETTERS[shuffled.index(gold)])
+    letters = dict(zip(shuffled, LETTERS, strict=False))
+    return Choice(asked, CHOOSE_AGAIN + asked, letters[gold], letters)
 
 
 def solutions_of(problem: Problem, texts: Sequence[str], rewards: Sequence[float]) -> Choice | None:
@@ -132,13 +140,15 @@ def asked_again(choice: Choice, replies: Sequence[str]) -> prompts.Chat:
     return chat
 
 
-def choose(run: Run, choices: Sequence[Choice], first: Sequence[str], rounds: int, generator: torch.Generator) -> list:
+def choose(
+    run: Run, choices: Sequence[Choice], first: Sequence[Completion], rounds: int, generator: torch.Generator
+) -> list[list[Completion]]:
     """The replies of one conversation a choice, which begins with the ``first`` ones, [choices][rounds + 1]."""
     replies = [[reply] for reply in first]
     for _ in range(rounds):
-        asked = [asked_again(choice, said) for choice, said in zip(choices, replies, strict=True)]
+        asked = [asked_again(choice, [c.text for c in said]) for choice, said in zip(choices, replies, strict=True)]
         for said, (completion,) in zip(replies, run.sample(asked, 1, generator=generator), strict=True):
-            said.append(completion.text)
+            said.append(completion)
     return replies
 
 
@@ -171,9 +181,12 @@ def written(attempts: Attempts) -> tuple[np.ndarray, list[list[str | None]]]:
     return attempts.rewards[:, :, 0].double().numpy().T, [attempts.answers(i, 0) for i in range(len(attempts.problems))]
 
 
-def picked(choices: Sequence[Choice], replies: Sequence[Sequence[str]]) -> tuple[np.ndarray, list[list[str | None]]]:
-    """The same of replies to choices."""
-    letters = [[letter(reply) for reply in row] for row in replies]
+def picked(
+    choices: Sequence[Choice], replies: Sequence[Sequence[Completion]]
+) -> tuple[np.ndarray, list[list[str | None]]]:
+    """The same of replies to choices; as of solutions, one that is truncated is wrong."""
+    rows = zip(choices, replies, strict=True)
+    letters = [[None if c.truncated else letter(c.text, choice.options) for c in row] for choice, row in rows]
     right = [[a == choice.right for a in row] for choice, row in zip(choices, letters, strict=True)]
     return np.array(right, dtype=float), letters
 
@@ -191,7 +204,6 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     pool = pool.select(rows)
     first, parallel = pool.part(len(rows), 1), pool.part(len(rows), turns)
     asked = run.sample([asked_again(choice, ()) for choice in choices], turns, generator=generator)
-    fresh = [[c.text for c in group] for group in asked]
     found = {
         "generation": written(go_on(run, first, turns, generator=generator)),
         "neutral generation": written(go_on(run, first, 2, partial(retry, ask=prompts.another), generator=generator)),
@@ -199,8 +211,8 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
             parallel.rewards.double().numpy(),
             [final_answers([c.text for c in group]) for group in parallel.completions],
         ),
-        "choice": picked(choices, choose(run, choices, [row[0] for row in fresh], config.rounds, generator)),
-        "fresh choice": picked(choices, fresh),
+        "choice": picked(choices, choose(run, choices, [row[0] for row in asked], config.rounds, generator)),
+        "fresh choice": picked(choices, asked),
     }
     for kind, answered in found.items():
         for name, values in by_round(*answered).items():
@@ -234,7 +246,6 @@ PAPER = Paper(
         ),
         within("inertia", "Choice flips less than fresh choices", "flips, fresh choice", "flips, choice"),
         within("history", "Generation flips less than fresh samples", "flips, fresh generation", "flips, generation"),
-        within("oracle", "Cumulative accuracy isn't success", "cumulative, generation", "accuracy, generation"),
         within("noise", NOISE, "cumulative, fresh generation", "cumulative, generation", threshold=-0.02),
     ),
     columns=(

@@ -17,7 +17,8 @@ How this differs from the paper and why.
 - P(IK)'s head is the difference of the output matrix's rows for Yes and No, which stays; LoRA under it is trained
   (paper: a new head and the whole model). Then the policy goes back to the base: what answers in the evaluation is the
   model whose success was forecast. A problem is one row with its success rate, not one row a sample: equal gradients.
-- The presets' larger models are instruct models, the paper's aren't. Lettered choices and other tasks aren't here.
+- Samples are drawn at the run's temperature, 0.7 for the larger models (paper: 1), which are instruct models (the
+  paper's aren't). Lettered choices and other tasks aren't here.
 
 Commands.
     repro run p_true --seeds 5                     # tiny model, with intervals
@@ -39,11 +40,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from repro import Batch, Claim, Metric, Panel, Paper, Rollouts, Run, number, script_main, share
 from repro.methods.judge import hidden_states, preferred
-from repro.methods.multiturn import final_answers
-from repro.methods.pool import Pool, PoolConfig, pool_of
+from repro.methods.pool import Pool, PoolConfig, answers_of, pool_of
 from repro.methods.sft import draws
 from repro.model.logprobs import TokenFunction
-from repro.results.metrics import auroc, brier, ece
+from repro.results.metrics import auroc, brier, ece, ratio
 from repro.tasks.problem import Problem
 
 SCORES = ("P(True)", "log-prob", "frequency", "base rate")  # of a solution; the last is a constant
@@ -135,7 +135,7 @@ def measure_p_true(run: Run, config: Config, pool: Pool) -> dict[str, Metric]:
         metrics[f"ece, T={t}"] = share(ece(p_true(pool.odds, t).ravel(), right.ravel()))
     trusted = p > 0.5
     if trusted.any():
-        metrics["conditional accuracy"] = share(right[trusted].mean())
+        metrics["conditional accuracy"] = share(ratio((right * trusted).sum(1), trusted.sum(1)))
     return metrics | {"coverage": share(trusted.mean(1)), "mean P(True)": share(p.mean(1))}
 
 
@@ -206,7 +206,7 @@ def measure_p_ik(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metr
     questions, g = run.kept["questions"], torch.tensor(run.kept["rates"]).double()
     held_out = [group[0].prompt for group in rollouts.completions]
     right = rollouts.rewards.double().numpy()
-    answers = [final_answers([c.text for c in group]) for group in rollouts.completions]
+    answers = answers_of(rollouts)
     z = probe(last_hidden(run, questions), g, last_hidden(run, held_out), config.penalty)
     known, constant = run.values(at_the_end(held_out), head(run), "p_ik").cpu(), np.full(len(right), g.mean().item())
     found = (expit(known.numpy()), expit(z.numpy()), constant, frequency(answers).max(1))

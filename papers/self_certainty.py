@@ -12,10 +12,10 @@ answer; Borda votes with several powers and by ranks of perplexity; majority; on
 How this differs from the paper and why.
 - The distributions are those that predict the solution's own tokens (equation 9); the official code reads one further
   right. They are at temperature 1 without top-p, whatever the samples were drawn with: with it, log 0 would be taken.
-- The power of the Borda vote is chosen on validation problems; the paper takes 0.3 up to N = 16 and 1.2 from 32.
+- The power of the Borda vote is the paper's, 0.3 up to N = 16 and 1.2 from 32; that of tiny agrees on validation.
 - A subset of N samples is drawn at random from the pool, the same one for every selector; the paper repeats the pool.
 - Answers are equal where the grader says so, not where their text is. Universal self-consistency, which has the model
-  choose among all texts at once, isn't here: no preset's model reads 16 solutions in one prompt.
+  choose among all texts at once, is left out: the built-in model doesn't read so many.
 
 Commands.
     repro run self_certainty --seeds 5             # tiny model, with intervals
@@ -54,7 +54,9 @@ class Config(PoolConfig):
     """Self-certainty's hyperparameters."""
 
     power: float = 1.2
-    """Power of the Borda vote in the claims (paper: 0.3 up to 16 samples, 1.2 from 32; here chosen on validation)."""
+    """Power of the Borda vote in the claims (paper: 0.3 up to 16 samples, 1.2 from 32; tiny: chosen on validation)."""
+
+    PRESETS = {"smol": {"power": 0.3}, "small": {"power": 0.3}}  # noqa: RUF012
 
 
 def confidences(pool: Pool) -> dict[str, np.ndarray]:

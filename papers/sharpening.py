@@ -16,7 +16,10 @@ How this differs from the paper and why.
   standard arm rft, at a constant rate. LoRA on all arms, as in the paper.
 - Truncated samples lack the factor of their end and would look likely: they never win, and are in no pair.
 - RLHF-Sharpening wasn't run at scale in the paper; its pairs' gaps are clipped, or long ones ask for too much.
-- Likelihoods are at temperature 1 whatever the samples were drawn with. They are given in nats, not as a lift.
+- Likelihoods are at temperature 1 whatever the samples were drawn with. They are given in nats, not as a lift, and
+  compared with those of samples (paper: of the greedy output).
+- The larger presets draw at 0.7 (paper: 1): there any sample of the base teaches what is likelier already, so that only
+  the comparisons with SFT on a random sample show sharpening. ``--temperature 1`` is the paper's setting.
 
 Commands.
     repro run sharpening --seeds 5                 # tiny model, with intervals
@@ -50,11 +53,10 @@ from repro import (
     standard,
 )
 from repro.methods.dpo import train_on_pairs
-from repro.methods.multiturn import final_answers
-from repro.methods.pool import best_of, of_all, powers_of_two
+from repro.methods.pool import answers_of, best_of, of_all, powers_of_two
 from repro.methods.rft import train_on_kept
 from repro.model.sampling import Completion
-from repro.results.metrics import majority_at_k
+from repro.results.metrics import majority_at_k, ratio
 
 Score = Callable[[Run, Sequence[Sequence[Completion]]], torch.Tensor]  # [problems, samples], -inf: never the best
 
@@ -169,7 +171,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Best-of-N of the arm's samples by what the base says of them (without @N: of all), and how sharp they are."""
     scores, right = self_rewards(run, rollouts.completions).numpy(), rollouts.rewards.double().numpy()
     lengths = np.array([[len(c.ids) for c in group] for group in rollouts.completions], dtype=float)
-    answers = [final_answers([c.text for c in group]) for group in rollouts.completions]
+    answers = answers_of(rollouts)
     metrics: dict[str, Metric] = {}
     for n in config.sizes:
         metrics[f"likelihood@{n}"] = share(best_of(right, scores, n))
@@ -177,12 +179,14 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
         metrics[f"majority@{n}"] = share([majority_at_k(a, r, n) for a, r in zip(answers, right, strict=True)])
         metrics[f"length of likeliest@{n}"] = number(best_of(lengths, scores, n))
     metrics |= of_all(metrics, n)
-    best, ends = scores.max(1), np.isfinite(scores)
-    metrics["log-likelihood"] = number(scores[ends].mean())
+    ends = np.isfinite(scores)
+    metrics["log-likelihood"] = number(ratio(np.where(ends, scores, 0).sum(1), ends.sum(1)))
+    best = scores.max(1)
     metrics["log coverage"] = number(log_coverage(best[np.isfinite(best)]))
-    alike = [
-        np.mean([c.ids == group[row.argmax()].ids for c in group])
-        for group, row in zip(rollouts.completions, scores, strict=True)
+    likeliest = [group[row.argmax()].ids for group, row in zip(rollouts.completions, scores, strict=True)]
+    alike = [  # of the others
+        (sum(c.ids == ids for c in group) - 1) / max(1, len(group) - 1)
+        for group, ids in zip(rollouts.completions, likeliest, strict=True)
     ]
     return metrics | {"share of likeliest": share(alike)}
 

@@ -99,19 +99,29 @@ class Pool:
 
 def pool_of(run: Run, rollouts: Rollouts) -> Pool:
     """The pool that the evaluation's rollouts are, with scores by the run's policy; those are made once."""
-    texts = [[c.text for c in group] for group in rollouts.completions]
-    with locked(run.evaluated_in):
-        file = run.evaluated_in / "scores.pt"
-        if file.exists():
-            scores = torch.load(file, weights_only=True)
-        else:
-            scores = {"tokens": _summed(run, rollouts), "odds": judged(run, rollouts.problems, texts)}
-            write_atomically(file, lambda f: torch.save(scores, f))
+    tokens, odds = _made_once(run, "token_scores", lambda: _summed(run, rollouts)), odds_of(run, rollouts)
     lengths = np.array([[len(c.ids) for c in group] for group in rollouts.completions])
     answers = answers_of(rollouts)
-    sums = dict(zip(TOKEN_SCORES, scores["tokens"].double().numpy(), strict=True))
+    sums = dict(zip(TOKEN_SCORES, tokens.double().numpy(), strict=True))
     right = rollouts.rewards.double().numpy()
-    return Pool(rollouts.problems, rollouts.completions, answers, right, sums, lengths, scores["odds"].double().numpy())
+    return Pool(rollouts.problems, rollouts.completions, answers, right, sums, lengths, odds)
+
+
+def odds_of(run: Run, rollouts: Rollouts) -> np.ndarray:
+    """Log-odds of the run's policy that each solution of the evaluation is right, [P, N]; made once."""
+    texts = [[c.text for c in group] for group in rollouts.completions]
+    return _made_once(run, "odds", lambda: judged(run, rollouts.problems, texts)).double().numpy()
+
+
+def _made_once(run: Run, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A tensor that belongs to the evaluation's rollouts, from their folder where it was made before."""
+    with locked(run.evaluated_in):
+        file = run.evaluated_in / f"{name}.pt"
+        if file.exists():
+            return torch.load(file, weights_only=True)
+        made = make()
+        write_atomically(file, lambda f: torch.save(made, f))
+        return made
 
 
 def answers_of(rollouts: Rollouts) -> list[list[str | None]]:

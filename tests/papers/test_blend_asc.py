@@ -119,6 +119,7 @@ def test_samples_for_an_error_are_read_off_the_curve():
     assert samples_for(0.25, errors) == pytest.approx(sqrt(8 * 16))
     assert samples_for(0.6, errors) == pytest.approx(BUDGETS[0])  # no more is known than that it needs so many at most
     assert samples_for(0.01, errors) == pytest.approx(BUDGETS[-1])
+    assert samples_for(0.1, [0.5, 0.4, 0.1, 0.1, 0.2, 0.1]) == pytest.approx(BUDGETS[2])  # the first of equals
 
 
 def test_a_short_run(tmp_path):

@@ -104,6 +104,14 @@ def test_letters(text, expected):
     assert letter(text) == expected
 
 
+def test_an_option_may_be_named_by_its_text():
+    options = {"12": "A", "18": "B"}
+    assert letter("So 6 * 3 = 18.\nThe final answer is \\boxed{18}", options) == "B"
+    assert letter("\\boxed{13}", options) is None and letter("\\boxed{18}. The final answer is (A).", options) == "A"
+    replies = [[completion("(B)"), completion("(B)", truncated=True)]]
+    assert picked([Choice("first", "again", "B", options)], replies)[0].tolist() == [[1.0, 0.0]]
+
+
 def test_a_majority_of_letters():  # check 6; a reply without a letter doesn't vote here
     assert majority(["A", "A", None, "B", "B"]) == "A"
 
@@ -112,7 +120,7 @@ def talk(answer, rounds: int = 5, count: int = 3) -> tuple[np.ndarray, list]:
     """What is picked when ``answer(chat)`` writes every reply."""
     choices = [Choice(f"question {i}", "again", "B") for i in range(count)]
     run = SimpleNamespace(sample=lambda chats, n, generator: [[completion(answer(chat))] for chat in chats])
-    first = [answer(asked_again(choice, ())) for choice in choices]
+    first = [completion(answer(asked_again(choice, ()))) for choice in choices]
     return picked(choices, choose(run, choices, first, rounds, None))
 
 

@@ -68,6 +68,11 @@ def test_a_temperature_changes_calibration_and_no_rank():
         assert ece(p_true(odds, t), right) > ece(p_true(odds), right) + 0.02
 
 
+def test_the_first_of_a_pair_gets_what_it_is_preferred_by(run, monkeypatch):
+    monkeypatch.setattr("papers.p_true.preferred", lambda run, pairs: torch.ones(len(pairs)))
+    assert comparison(run, run.held_out(1), [["a", "b", "c"]]).tolist() == [[1.0, 0.5, 0.0]]
+
+
 def test_a_comparison_has_no_order(run):
     problems = run.held_out(2)
     texts = [[p.solution, "\\boxed{7}", "1 + 1\n\\boxed{2}"] for p in problems]

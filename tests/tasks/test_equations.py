@@ -37,6 +37,7 @@ def test_a_wrong_equation_is_found(text, wrong):
         "5 - 9 = -4, 120 – 80 - 15 = 25",
         "2 + 3 = 5 + 4 = 9",  # equal signs in a row are read one by one
         "\\frac{1}{2} + 3 = 3.5",
+        "\\frac{15}{60} = 25\\%",
     ],
 )
 def test_right_and_rounded_equations_are_left(text):
