@@ -75,7 +75,7 @@ class Config(PoolConfig):
 
 @dataclass(frozen=True)
 class Choice:
-    """What is asked at first and in every later round, the right letter, and the letters of answers that are options."""
+    """What is asked at first and in every later round, the right letter, and those of the options' texts."""
 
     first: str
     again: str

@@ -27,6 +27,7 @@ from repro.model.policy import POLICY, Policy
 from repro.model.sampling import Completion, Decoding, sample
 from repro.model.training import Batch, Mean, Reading, TokenLoss, Trainer, as_they_are
 from repro.paper import Paper
+from repro.results.files import locked
 from repro.tasks import prompts
 from repro.tasks.loading import load
 from repro.tasks.problem import Problem
@@ -121,14 +122,15 @@ class Run:
         first, steps = self._stages[number]["first"], self._stages[number]["steps"]
         began, done = time.monotonic(), self.step
         while self.step < first + steps:
+            updates = self.budget["optimizer_steps"]
             yield self.step - first
             self.step += 1
-            self._end_step(name, self.step - first, steps)
+            self._end_step(self.step - first, steps, self.budget["optimizer_steps"] > updates)
             self._report(name, self.step - first, steps, (time.monotonic() - began) / (self.step - done))
 
-    def _end_step(self, name: str, done: int, steps: int) -> None:
+    def _end_step(self, done: int, steps: int, updated: bool) -> None:
         every = -(-steps // self.config.monitors) if self.config.monitors else 0
-        if every and done % every == 0 and self.budget["optimizer_steps"]:  # before, it is the base's
+        if every and done % every == 0 and updated:  # a step that only samples leaves the policy as it was
             self.monitor()
         spent = {name: self.budget[name] for name in ("completions", "sampled_tokens")}  # from the start until here
         logged = {name: float(np.mean(values)) for name, values in self._logged.items()}
@@ -261,13 +263,16 @@ class Run:
     def shared(self, name: str, make: Callable[..., Any], *arguments: Any) -> Any:
         """``make(run, *arguments)`` as JSON gives it back, sampled by the first arm and charged to every arm's budget.
 
+        Arms that want it at the same time wait for the first of them.
+
         Only for what depends on the base, the settings and ``name``, or results would depend on who came first.
         """
         file = self.folder.parent / f"{name}.json"
-        if not file.exists():
-            with self.off_budget() as spent:
-                content = make(self, *arguments)
-            write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
+        with locked(self.folder.parent / f".{name}"):
+            if not file.exists():
+                with self.off_budget() as spent:
+                    content = make(self, *arguments)
+                write_atomically(file, lambda f: f.write(json.dumps({"spent": spent, "content": content}).encode()))
         stored = json.loads(file.read_text())
         self.spend(**stored["spent"])
         return stored["content"]
