@@ -150,7 +150,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
 
 
 over = Claim.over
-BEGUN = tuple(f"teacher, {how} beginning@{round(100 * part)}" for how in ("right", "wrong") for part in SHARES)
+BEGUN = ("teacher", "teacher, right beginning", "teacher, wrong beginning")
 HALF = round(100 * SHARES[1])
 
 PAPER = Paper(
@@ -203,7 +203,7 @@ PAPER = Paper(
     panels=(
         Panel("accuracy (validation)", ("validation",), x="sampled_tokens"),
         Panel("KL(teacher || student) per token", ("gap",), x="sampled_tokens"),
-        Panel("accuracy of the teacher", BEGUN, "bars", arms=("base",)),
+        Panel("accuracy of the teacher", BEGUN, "sizes", x="of the student's solution, %", arms=("base",)),
     ),
 )
 
