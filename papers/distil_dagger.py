@@ -200,7 +200,7 @@ def distil(
             batch.fields["credit"] = credit_of(costs, batch.lengths, sizes, config, credit)
 
         def loss(values: torch.Tensor, fields: SimpleNamespace) -> torch.Tensor:
-            run.log(local=values[:, 0].detach().mean(), teacher_entropy=values[:, 2].mean())
+            run.log(local=values[:, 0].detach().mean(), teacher_entropy=values[:, 2].detach().mean())
             return surrogate(values, fields)
 
         run.update_on_logits(batch, read, loss, teacher=teacher)
