@@ -138,9 +138,7 @@ def margin(row: np.ndarray) -> float:
 
 def samples_for(error: float, errors: Sequence[float]) -> float:
     """Samples a problem at which a rule with these errors at BUDGETS reaches ``error``, log-linear between them."""
-    rising, first = np.unique(
-        -np.minimum.accumulate(errors), return_index=True
-    )  # where it is as low for the first time
+    rising, first = np.unique(-np.minimum.accumulate(errors), return_index=True)  # of equal errors the first
     return float(np.exp(np.interp(-error, rising, np.log(BUDGETS)[first])))
 
 

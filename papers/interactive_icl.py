@@ -42,7 +42,7 @@ import torch
 
 from repro import Arm, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
 from repro.config import ConfigError
-from repro.methods.critic import Critic, critic_for, exact_critic, own_critic, shuffled, to_predict
+from repro.methods.critic import Critic, critic_for, exact_critic, own_critic, samples_critiques, shuffled, to_predict
 from repro.methods.grpo import GRPO, advantages, train_grpo
 from repro.methods.multiturn import (
     Conversations,
@@ -114,7 +114,7 @@ def teacher_of(config: Config, teacher: Teacher = "informed") -> Critic:
 
 def student_draw(config: Config) -> Callable[[Run, int], list[Problem]]:
     """Problems as long as the protocol's completions have room for their dialogues."""
-    said = 0 if config.task == "arithmetic" else config.turns - 1  # critiques that are sampled
+    said = (config.turns - 1) * samples_critiques(config.task)
     return affordable(config.steps * config.prompts * config.samples, (config.turns + said) * config.samples)
 
 

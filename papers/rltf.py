@@ -38,7 +38,16 @@ import numpy as np
 import torch
 
 from repro import Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, script_main, share, standard
-from repro.methods.critic import critic_for, exact, exact_critic, own_critic, shuffled, step_named, to_predict
+from repro.methods.critic import (
+    critic_for,
+    exact,
+    exact_critic,
+    own_critic,
+    samples_critiques,
+    shuffled,
+    step_named,
+    to_predict,
+)
 from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.multiturn import (
     Conversations,
@@ -183,7 +192,7 @@ def train(
     budget = config.steps * config.prompts * config.samples
     train_grpo(
         *(run, config.updates, config.conversation_problems, config.samples, GRPO("dr_grpo")),
-        draw=affordable(budget, (2 if config.task == "arithmetic" else 3) * config.samples),  # critiques are paid
+        draw=affordable(budget, (2 + samples_critiques(config.task)) * config.samples),
         rollout=rollout,
         advantage=advantage,
     )

@@ -160,9 +160,14 @@ def reference_critic(
     return critic
 
 
+def samples_critiques(task: str) -> bool:
+    """Is the critic of a task (``critic_for``) a model, whose completions an arm pays for?"""
+    return task != "arithmetic"
+
+
 def critic_for(task: str, grade: Literal["place", "step"], adapter: str = BASE) -> Critic:
     """Exact on the built-in task; elsewhere a model that reads the reference."""
-    return exact_critic(grade) if task == "arithmetic" else reference_critic(grade, adapter)
+    return reference_critic(grade, adapter) if samples_critiques(task) else exact_critic(grade)
 
 
 def shuffled(critic: Critic) -> Critic:

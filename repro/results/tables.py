@@ -124,12 +124,17 @@ def leaderboard(summaries: Sequence[dict]) -> list[list[str]]:
     rows = [["family", "paper", "arm", "preset", "accuracy", "gain over base", "pass@8", "entropy kept", "completions"]]
     rows[0] += ["sampled tokens", "trained tokens", "minutes", "seeds"]
     for e in ranking(summaries):
-        kept = "-" if e["entropy_kept"] is None else f"{100 * e['entropy_kept']:.0f} %"
-        metrics = [cell(e["metrics"]["accuracy"]), gain_cell(e["gain"]), cell(e["metrics"].get("pass@8")), kept]
         spent = [f"{e[name]:,.0f}" for name in ("completions", "sampled_tokens", "trained_tokens")]
         named = [e[name] for name in ("family", "paper", "arm", "preset")]
-        rows.append([*named, *metrics, *spent, f"{e['seconds'] / 60:.1f}", str(e["seeds"])])
+        rows.append([*named, *_reached(e), *spent, f"{e['seconds'] / 60:.1f}", str(e["seeds"])])
     return rows
+
+
+def _reached(entry: dict) -> list[str]:
+    """Accuracy, gain over the base, pass@8 and the share of the base's entropy of an entry of the ranking."""
+    kept = "-" if entry["entropy_kept"] is None else f"{100 * entry['entropy_kept']:.0f} %"
+    metrics = entry["metrics"]
+    return [cell(metrics["accuracy"]), gain_cell(entry["gain"]), cell(metrics.get("pass@8")), kept]
 
 
 def side_by_side(summaries: Sequence[dict]) -> dict[str, list[list[str]]]:
@@ -142,12 +147,10 @@ def side_by_side(summaries: Sequence[dict]) -> dict[str, list[list[str]]]:
         rows = [["paper", "arm", "preset", *names, "accuracy", "gain over base", "pass@8", "entropy kept"]]
         rows[0] += ["sampled tokens", "trained tokens", "collapsed after"]
         for e in mine:
-            kept = "-" if e["entropy_kept"] is None else f"{100 * e['entropy_kept']:.0f} %"
-            metrics = [cell(e["metrics"]["accuracy"]), gain_cell(e["gain"]), cell(e["metrics"].get("pass@8")), kept]
             spent = [f"{e[name]:,.0f}" for name in ("sampled_tokens", "trained_tokens")]
             collapsed = f"{e['collapsed']:,} completions" if e.get("collapsed") else "-"
             named = [e["paper"], e["arm"], e["preset"], *(e["traits"].get(name, "") for name in names)]
-            rows.append([*named, *metrics, *spent, collapsed])
+            rows.append([*named, *_reached(e), *spent, collapsed])
         found[family] = rows
     return found
 

@@ -242,6 +242,7 @@ TINY = Config(
     eval_problems=3,
     eval_samples=5,
     turn_problems=2,
+    turn_samples=5,
     max_new_tokens=32,
     learning_rate=1e-3,
     monitors=1,
@@ -291,8 +292,8 @@ def test_the_budget_is_spent_and_not_exceeded(arm, results):
 
 
 def test_first_attempts_are_those_of_the_common_evaluation(results):
-    base, refine = (results[1][arm]["per_problem"] for arm in ("base", "self_refine"))
-    assert base["acc@t1"] == refine["acc@t1"]
+    base, refine, own = (results[1][arm]["per_problem"] for arm in ("base", "self_refine", "rise_1"))
+    assert base["acc@t1"] == refine["acc@t1"] and own["acc@t1"] == own["accuracy"][:2]
 
 
 def test_the_second_iteration_restarts_from_the_base_with_pooled_data(results):
