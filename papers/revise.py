@@ -179,18 +179,15 @@ def votes(run: Run, attempts: Attempts, sure: torch.Tensor, config: Config) -> d
     # and [refine], only right solutions were shown, and P(end) is always high
     refine, final = run.policy.token(config.refine), attempts.rewards[1]
     pairs = list(zip(*map(flat, attempts.completions[:2]), strict=True))
-    again = [a is not b for a, b in pairs]
-    metrics: dict[str, Metric] = {}
+    written = [(a.prompt, b.answer) for a, b in pairs if a is not b]
+    sure = sure.clone()
+    sure[[a is not b for a, b in pairs]] = confidence(read(run, written, refine), config.renormalise)
+    metrics: dict[str, Metric] = {"auroc, final": share(auroc(sure, final.flatten() > 0))}
     answers = [final_answers([c.text for c in group]) for group in attempts.completions[1]]
-    for name in ("weighted", "weighted in context"):
-        written = [((a if name == "weighted" else b).prompt, b.answer) for a, b in pairs if a is not b]
-        sure = sure.clone()
-        sure[again] = confidence(read(run, written, refine), config.renormalise)
-        metrics[f"auroc, {name}"] = share(auroc(sure, final.flatten() > 0))
-        rows = list(zip(answers, final.tolist(), sure.view_as(final).tolist(), strict=True))
-        for k in (k for k in (3, 5, 8) if k <= final.shape[1]):
-            metrics[f"maj@{k}"] = share([majority_at_k(a, r, k) for a, r, _ in rows])
-            metrics[f"maj@{k}, {name}"] = share([majority_at_k(a, r, k, weights) for a, r, weights in rows])
+    rows = list(zip(answers, final.tolist(), sure.view_as(final).tolist(), strict=True))
+    for k in (k for k in (3, 5, 8) if k <= final.shape[1]):
+        metrics[f"maj@{k}"] = share([majority_at_k(a, r, k) for a, r, _ in rows])
+        metrics[f"maj@{k}, weighted"] = share([majority_at_k(a, r, k, weights) for a, r, weights in rows])
     return metrics
 
 

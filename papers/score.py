@@ -13,8 +13,8 @@ no_bonus and second_attempt_rl (the reward on the second attempt alone, as in th
 How this differs from the paper and why.
 - A step takes all its samples into one update (RLOO over the samples of a problem). The paper states neither their
   number nor how the steps are divided between the stages: here 8 and one half, with a new optimiser for stage II.
-- alpha = 5 and beta2 = 0.3 on the tiny model, 10 and 0.1 in the paper: an attempt here has about 30 tokens, so that the
-  same shift of a token's distribution makes a smaller sum of log-ratios.
+- alpha = 5 and beta2 = 0.3 on the tiny model, 10 and 0.1 in the paper: an attempt here is short, so that the same shift
+  of a token's distribution makes a smaller sum of log-ratios.
 - Single-turn RL is the kit's GRPO (several updates a step, no KL); the paper's is its objective on the first attempt.
 - The first attempts are always the policy's own; the paper mixes stored ones of the base in for some experiments.
 - STaR and Pair-SFT learn the second attempt only: with a loss on the first, wrong->right traces would teach mistakes.
@@ -39,6 +39,7 @@ from repro import BASE, POLICY, Arm, Batch, Claim, Metric, Panel, Paper, Rollout
 from repro.config import ConfigError
 from repro.methods.grpo import leave_one_out
 from repro.methods.multiturn import Attempts, converse, go_on, turn_metrics
+from repro.methods.rft import train_on_kept
 from repro.methods.sft import nll
 from repro.model.sampling import Completion
 from repro.run import entropy
@@ -68,12 +69,19 @@ class Config(RunConfig):
     """STaR's iterations of sampling and fine-tuning the base anew (paper: 3)."""
     star_right: bool = True
     """STaR also keeps traces that were right from the start (paper: D+ with them, Delta +0.4; without, -14.2)."""
-    sft_batch: int = 32
-    """Traces in one optimiser step of STaR and Pair-SFT (ours)."""
+    updates: int = 40
+    """Optimiser steps of Pair-SFT and of each of STaR's rounds: the standard RFT's (ours)."""
+    batch: int = 32
+    """Traces in one of these steps (ours)."""
     retried_samples: int = 2
     """Of the evaluation's samples of a problem, those that get a second attempt (ours; the paper's are greedy)."""
 
-    PRESETS = {"tiny": {"alpha": 5.0, "beta2": 0.3}, "smol": {"sft_batch": 16}}  # noqa: RUF012
+    PRESETS = {  # noqa: RUF012
+        "tiny": {"alpha": 5.0, "beta2": 0.3},
+        "smol": {"updates": 64, "batch": 8},
+        "small": {"updates": 128, "batch": 8},
+        "gpu": {"updates": 240, "batch": 16},
+    }
 
     @property
     def conversation_steps(self) -> int:
@@ -113,11 +121,6 @@ def stage_two_returns(rewards: torch.Tensor, log_ratio: torch.Tensor, config: Co
     """
     bonus = config.alpha * (rewards[1] - rewards[0])
     return torch.stack([rewards[0], rewards[1] + bonus]) - config.beta1 * log_ratio
-
-
-def own_returns(rewards: torch.Tensor, log_ratio: torch.Tensor, config: Config) -> torch.Tensor:
-    """Equation 2: each turn's own reward."""
-    return rewards - config.beta1 * log_ratio
 
 
 def conversations(run: Run, config: Config) -> Attempts:
@@ -175,40 +178,29 @@ def wrong_right_pairs(
     return list(zip(wrong, right, strict=False))
 
 
-def fine_tune(run: Run, config: Config) -> None:
-    """One step of cross-entropy on some of the traces collected so far; only second attempts carry a loss."""
-    traces = run.kept["traces"]
-    if traces:
-        chosen = torch.randperm(len(traces), generator=run.rng)[: config.sft_batch].tolist()
-        run.update(Batch([traces[i] for i in chosen]), nll)
-
-
 def star(run: Run, config: Config) -> None:
     """Rounds of sampling conversations, keeping those that end right, and fine-tuning the base on them.
 
-    All rounds together see each problem once. As each round begins at the base, it gets all the optimiser steps that
-    the other arms have.
+    All rounds together see each problem once. Each begins at the base. Only second attempts carry a loss.
     """
     steps = config.conversation_steps
     for part in torch.arange(steps).tensor_split(min(config.rounds, steps)):
-        for _ in run.stage("sample", len(part), begin=lambda: run.kept.update(traces=[])):
-            run.kept["traces"] += star_traces(conversations(run, config), config.star_right)
-        for _ in run.stage("train", steps, from_base=True):
-            fine_tune(run, config)
+        for _ in run.stage("sample", len(part), begin=lambda: run.kept.update(solutions=[])):
+            run.kept["solutions"] += star_traces(conversations(run, config), config.star_right)
+        train_on_kept(run, config.updates, config.batch, from_base=True)
 
 
 def pair_sft(run: Run, config: Config) -> None:
     """Wrong and right solutions of the base, paired as first and second attempt; as many completions as the others."""
-    for _ in run.stage("sample", config.conversation_steps, begin=lambda: run.kept.update(traces=[])):
+    for _ in run.stage("sample", config.conversation_steps, begin=lambda: run.kept.update(solutions=[])):
         rollouts = run.rollout(run.next_problems(config.conversation_problems), 2 * config.samples)
         rows = zip(rollouts.problems, rollouts.completions, rollouts.rewards.tolist(), strict=True)
-        run.kept["traces"] += [
+        run.kept["solutions"] += [
             (run.policy.encode(prompts.retry(prompts.solve(problem), wrong.text)), list(right.ids))
             for problem, group, rewards in rows
             for wrong, right in wrong_right_pairs(group, rewards, run.rng)
         ]
-    for _ in run.stage("train", config.conversation_steps):
-        fine_tune(run, config)
+    train_on_kept(run, config.updates, config.batch)
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:

@@ -30,13 +30,16 @@ def train_rft(run: Run, steps: int, problems: int, samples: int, updates: int, s
     train_on_kept(run, updates, size, learning_rate)
 
 
-def train_on_kept(run: Run, updates: int, size: int, learning_rate: float) -> None:
-    """``updates`` steps of cross-entropy on ``size`` of the solutions in ``run.kept``, each epoch in a new order."""
+def train_on_kept(run: Run, updates: int, size: int, learning_rate: float | None = None, **stage) -> None:
+    """``updates`` steps of cross-entropy on ``size`` of the solutions in ``run.kept``, each epoch in a new order.
+
+    ``stage``: what else `Run.stage` takes.
+    """
 
     def order() -> None:
         run.kept["order"] = list(draws(len(run.kept["solutions"]), updates, size, run.rng))
 
-    for update in run.stage("train", updates, learning_rate=learning_rate, begin=order):
+    for update in run.stage("train", updates, learning_rate=learning_rate, begin=order, **stage):
         if run.kept["order"]:
             run.update(Batch([run.kept["solutions"][i] for i in run.kept["order"][update]]), nll)
 

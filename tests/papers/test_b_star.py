@@ -133,14 +133,15 @@ def test_search_returns_an_interior_temperature_and_the_threshold_that_leaves_wr
     middle = pool([("a", 1.0, 0.5), ("b", 1.0, 0.5), ("c", 0.0, 0.5), ("d", 0.0, -0.5)])
     high = pool([("b", 1.0, 0.5), ("c", 0.0, 0.5), ("d", 0.0, 0.5), ("e", 0.0, 0.5)])
     config = Config(n_star=2, thresholds=(-0.2, 0.0, 0.2, 0.8))
-    temperature, threshold, curve = choose({0.5: low, 1.0: middle, 1.5: high}, config)
+    temperature, threshold, curve = choose({0.5: low, 1.0: middle, 1.5: high}, config, 0.5)
     assert (temperature, threshold) == (1.0, 0.2)
     assert curve == pytest.approx({0.5: 0.5, 1.0: 1.0, 1.5: 0.5})
 
 
-def test_ties_go_to_the_lower_temperature():
-    same = pool([("a", 1.0, 0.5)])
-    assert choose({0.5: same, 1.0: same}, Config())[0] == 0.5
+@pytest.mark.parametrize(("last", "chosen"), [(0.0, 0.5), (0.5, 0.5), (1.0, 1.0)])
+def test_a_tie_keeps_the_last_temperature(last, chosen):
+    same, worse = pool([("a", 1.0, 0.5)]), pool([("a", 0.0, 0.5)])
+    assert choose({0.5: same, 1.0: same, 1.5: worse}, Config(), last)[0] == chosen
 
 
 # --- sampling -------------------------------------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def test_optimiser_and_schedule_go_on_over_iterations(finished):
         last = 0.05 + 0.95 * (1 + cos(pi * 5 / 6)) / 2
         assert trainer["learning_rate"] == pytest.approx(SMALL.learning_rate * last)
     restarted = torch.load(run_folder(PAPER, SMALL, "rest_em", 0, out) / "checkpoint.pt", weights_only=True)["trainer"]
-    assert restarted["steps"] == results["rest_em"]["budget"]["optimizer_steps"] / 2 == 6  # twice as many a round
+    assert restarted["steps"] == results["rest_em"]["budget"]["optimizer_steps"] / 2 == 6  # in each round
     assert cosine(0, 6, 0.05) == 1.0 and cosine(6, 6, 0.05) == pytest.approx(0.05)
 
 

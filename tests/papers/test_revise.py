@@ -277,7 +277,7 @@ def test_a_second_attempt_is_judged_behind_the_question_alone():
     attempts = solved(run, 1)
     run.judged = []
     votes(run, attempts, torch.zeros(1), Config(eval_samples=1))
-    assert run.judged == [(7, 8, 31), (7, 8, 30, REFINE, 31)]
+    assert run.judged == [(7, 8, 31)]
 
 
 def test_first_attempts_are_the_evaluations_answers_up_to_the_decision():

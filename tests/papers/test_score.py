@@ -12,7 +12,6 @@ from papers.score import (
     LEARNING,
     PAPER,
     Config,
-    own_returns,
     reinforce,
     score,
     stage_one_returns,
@@ -101,7 +100,7 @@ def test_without_the_bonus_the_second_turn_is_plain_rloo():
     rewards, log_ratio = draw()
     plain = leave_one_out(rewards[1])
     no_bonus = stage_two_returns(rewards, log_ratio, replace(PLAIN, alpha=0.0))
-    assert torch.equal(no_bonus, own_returns(rewards, log_ratio, PLAIN))
+    assert torch.equal(no_bonus, rewards)
     assert torch.equal(leave_one_out(no_bonus)[1], plain)
     same_first = torch.stack([torch.ones_like(rewards[0]), rewards[1]])  # alike in a group: a common factor is left
     bonus = leave_one_out(stage_two_returns(same_first, log_ratio, PLAIN))
@@ -196,7 +195,8 @@ TINY = Config(
     conversation_problems=2,
     samples=4,
     rounds=2,
-    sft_batch=8,
+    updates=2,
+    batch=8,
     train_problems=64,
     eval_problems=8,
     eval_samples=2,
@@ -287,10 +287,9 @@ def table_rl(seed: int, score: bool, answers: int = 4, samples: int = 32, steps:
         y2 = torch.multinomial(second.exp().detach().flatten(0, 1), 1).view_as(y1)
         logp = torch.stack([first.gather(1, y1), second.gather(2, y2[..., None])[..., 0]])
         rewards = torch.stack([y1 == right, y2 == right]).float()
-        stage = stage_one_returns if step < steps // 2 else stage_two_returns
-        objective = stage if score else own_returns
+        objective = stage_one_returns if score and step < steps // 2 else stage_two_returns
         log_ratio = logp.detach() + np.log(answers)  # the reference is uniform
-        advantage = leave_one_out(objective(rewards, log_ratio, Config(beta2=1.0)))
+        advantage = leave_one_out(objective(rewards, log_ratio, Config(alpha=10.0 if score else 0.0, beta2=1.0)))
         optimizer.zero_grad()
         (-advantage * logp).sum(0).mean().backward()
         optimizer.step()
