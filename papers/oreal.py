@@ -45,7 +45,7 @@ class Config(RunConfig):
     """OREAL's hyperparameters."""
 
     learning_rate: float = 2e-3
-    """Of all arms: as the standard arms' (paper: 5e-7, full fine-tuning)."""
+    """Of all arms, chosen on validation problems (paper: 5e-7, full fine-tuning)."""
     parts: int = 4
     """Rollouts that each of the protocol's is drawn in, one optimiser step each (ours)."""
     eta: float = 0.5
@@ -53,7 +53,7 @@ class Config(RunConfig):
     beta: float = 0.01
     """Weight of the KL to the base (paper: 0.01)."""
     head_learning_rate: float = 1e-2
-    """Of the token reward model's head (paper: 2e-6, the whole model)."""
+    """Of the token reward model's head; chosen on validation problems (paper: 2e-6, the whole model)."""
     frozen: int = 4
     """Optimiser steps in which only the token reward model learns (paper: 10 of 90)."""
     scored_problems: int = 128

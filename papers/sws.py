@@ -56,7 +56,7 @@ class Config(RunConfig):
     """SwS's hyperparameters."""
 
     learning_rate: float = 2e-3
-    """Of all arms: as the standard arms' (paper: 5e-7, code: 1e-6; full fine-tuning)."""
+    """Of all arms: as the standard arms', kept on validation problems (paper: 5e-7, code: 1e-6; full fine-tuning)."""
     minibatches: int = 4
     """Optimiser steps per rollout step (paper: 4)."""
     seed_problems: int = 64
