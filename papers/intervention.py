@@ -16,7 +16,7 @@ How this differs from the paper and why.
   the model solve with the reference first and answer in one tagged object.
 - Pool: all of 8 samples wrong (paper: 64 or 128), one attempt and 4 continuations a problem (paper: 4 and 32): all is
   paid for here, and more would leave nothing for RL.
-- Leak filter: the answer as a whole number, since the short answers here would be substrings of most steps.
+- Leak filter: the answer as a number, or a box; as substrings the short answers here would be in most steps.
 - What the base decides (pool, interventions, never-solved problems) is sampled once per seed and charged to each arm.
 
 Commands.
@@ -26,7 +26,6 @@ Commands.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -35,6 +34,7 @@ import torch
 
 from repro import BASE, Arm, Batch, Claim, Metric, Panel, Paper, Rollouts, Run, RunConfig, number, script_main, share
 from repro.config import ConfigError
+from repro.methods.critic import leaks, step_named
 from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.sft import nll
 from repro.tasks import prompts
@@ -74,17 +74,6 @@ class Config(RunConfig):
         "small": {"pool_problems": 96, "pool_samples": 4, "hard_problems": 200, "hard_samples": 8},
         "gpu": {"pool_problems": 512, "attempts": 2, "sft_learning_rate": 1e-5},
     }
-
-
-def step_number(text: str) -> int | None:
-    """The number in the last "Step N" (or "Substep N") of a reply, or a reply that is only a number."""
-    found = re.findall(r"step\s*(\d+)", text, re.IGNORECASE) or re.findall(r"^\s*(\d+)\s*$", text)
-    return int(found[-1]) if found else None
-
-
-def leaks(content: str, answer: str) -> bool:
-    """Does the intervention state the final answer? A plain substring test would find the answer 2 in every 12."""
-    return "\\boxed" in content or bool(re.search(rf"(?<![\d./]){re.escape(answer)}(?!\d|[./]\d)", content))
 
 
 def intervene(attempt: str, location: int, content: str) -> dict | None:
@@ -156,11 +145,11 @@ def hard_pool(run: Run, config: Config) -> None:
 def propose(run: Run, pairs: list[tuple[Problem, str]], generator: torch.Generator) -> tuple[dict[int, dict], dict]:
     """The base compares each attempt with the reference, names the first wrong step and writes one in its place."""
     chats = [prompts.find_error(problem, attempt) for problem, attempt in pairs]
-    named = [step_number(c.text) for (c,) in run.sample(chats, 1, None, BASE, generator)]
+    named = [step_named(c.text) for (c,) in run.sample(chats, 1, None, BASE, generator)]
     usable = [i for i, n in enumerate(named) if n is not None and intervene(pairs[i][1], n, "?")]
     replies = run.sample([prompts.correct_step(chats[i], named[i]) for i in usable], 1, None, BASE, generator)
     steps = {i: " ".join(c.text.split()) for i, (c,) in zip(usable, replies, strict=True)}  # one line, one step
-    clean = {i: step for i, step in steps.items() if not leaks(step, pairs[i][0].answer)}
+    clean = {i: s for i, s in steps.items() if "\\boxed" not in s and not leaks(s, pairs[i][0].answer)}
     proposals = {i: p for i, step in clean.items() if (p := intervene(pairs[i][1], named[i], step))}
     leaked = len(steps) - len(clean)
     return proposals, {"parse rate": len(usable) / max(1, len(pairs)), "leak rate": leaked / max(1, len(usable))}

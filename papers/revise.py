@@ -68,8 +68,6 @@ class Config(RunConfig):
     """Scale of the log-ratios in the preference term (code: TRL's default 0.1)."""
     max_ratio: float = 2.0
     """At most so many pairs of the larger class, right or wrong, for each of the smaller (ours)."""
-    renormalise: bool = False
-    """Confidence P(end) / (P(end) + P(refine)) in place of P(end) (paper: P(end))."""
     rounds: int = 3
     """Refinements at test time; all numbers but acc@t3, acc@t4, ... are after at most one, as trained."""
     refined_problems: int = 256
@@ -136,11 +134,6 @@ def read(run: Run, attempts: Sequence[tuple[Sequence[int], Sequence[int]]], refi
     return torch.stack([torch.stack([*row[-1, :2], row[:-1, 2].sum() / max(1, len(row) - 1)]) for row in rows])
 
 
-def confidence(verdict: torch.Tensor, renormalise: bool) -> torch.Tensor:
-    """c = P(end), or its share of both decisions; [rows, 2 or more] -> [rows]."""
-    return torch.sigmoid(verdict[..., 0] - verdict[..., 1]) if renormalise else verdict[..., 0].exp()
-
-
 def until_refine(run: Run, completion: Completion, refine: int) -> Completion:
     """The first attempt of an answer that went on behind its decision."""
     if refine not in completion.ids:
@@ -181,7 +174,7 @@ def votes(run: Run, attempts: Attempts, sure: torch.Tensor, config: Config) -> d
     pairs = list(zip(*map(flat, attempts.completions[:2]), strict=True))
     written = [(a.prompt, b.answer) for a, b in pairs if a is not b]
     sure = sure.clone()
-    sure[[a is not b for a, b in pairs]] = confidence(read(run, written, refine), config.renormalise)
+    sure[[a is not b for a, b in pairs]] = read(run, written, refine)[:, 0].exp()
     metrics: dict[str, Metric] = {"auroc, final": share(auroc(sure, final.flatten() > 0))}
     answers = [final_answers([c.text for c in group]) for group in attempts.completions[1]]
     rows = list(zip(answers, final.tolist(), sure.view_as(final).tolist(), strict=True))
@@ -201,7 +194,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     attempts = solve(run, first, verdict, config)
     pairs = list(zip(*map(flat, attempts.completions[:2]), strict=True))
     refined = torch.tensor([float(a is not b) for a, b in pairs]).view_as(first.rewards)
-    right, sure = first.rewards.bool(), confidence(verdict, config.renormalise)
+    right, sure = first.rewards.bool(), verdict[:, 0].exp()  # c = P(end)
     return {
         **turn_metrics(attempts),
         "refined": share(refined.mean(1)),

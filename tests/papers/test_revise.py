@@ -14,7 +14,6 @@ from papers.revise import (
     Config,
     attempt_of,
     balanced,
-    confidence,
     imitated,
     make_pair,
     measure,
@@ -305,12 +304,6 @@ def test_decisions_are_read_at_temperature_1(tmp_path):
     likelihood = logp[len(prompt) - 1 : -1].gather(-1, torch.tensor(solution)[:, None]).mean()
     expected = [logp[-1, end].item(), logp[-1, refine].item(), likelihood.item()]
     assert read(run, [(prompt, solution)], refine)[0].tolist() == pytest.approx(expected, abs=1e-4)
-
-
-def test_confidence():
-    verdict = torch.tensor([0.6, 0.2]).log()
-    assert confidence(verdict, False).item() == pytest.approx(0.6)
-    assert confidence(verdict, True).item() == pytest.approx(0.75)
 
 
 # --- the arms -------------------------------------------------------------------------------------------------------
