@@ -48,7 +48,7 @@ class Config(RunConfig):
     """DLER's hyperparameters."""
 
     learning_rate: float = 2e-3
-    """Of all arms: as the standard arms' (paper: 1e-6, full fine-tuning)."""
+    """Of all arms, chosen on validation problems (paper: 1e-6, full fine-tuning)."""
     minibatches: int = 4
     """Optimiser steps per rollout step (paper: 8)."""
     limit: int = 64
