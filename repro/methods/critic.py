@@ -127,8 +127,8 @@ def to_predict(run: Run, problem: Problem, attempt: str, words: str) -> tuple[li
 
 
 def step_named(text: str) -> int | None:
-    """The first "Step N" of a critique."""
-    found = re.search(r"(?i)\bstep (\d+)", text)
+    """The first "Step N" of a critique, or a reply that is only a number."""
+    found = re.search(r"(?i)step\s*(\d+)", text) or re.fullmatch(r"\s*(\d+)\s*", text)
     return int(found[1]) if found else None
 
 

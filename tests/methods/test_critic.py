@@ -59,6 +59,8 @@ ATTEMPTS = wrong_attempts(240)
         ("6*70=420, 142-1=141", "42", "6*70=420, 142-1=141"),
         ("3/6-1/6=1/3", "1/3", f"3/6-1/6={MASK}"),
         ("11/3=22/6", "1/3", "11/3=22/6"),
+        ("so the answer is 42", "42", f"so the answer is {MASK}"),
+        ("42.", "42", f"{MASK}."),
         ("7/0", "7", "7/0"),
     ],
 )
@@ -94,6 +96,17 @@ def test_nor_does_the_right_step_name_the_answer():
 
 
 # --- the exact critic -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "number"),
+    [
+        *(("Step 4", 4), ("4", 4), ("Substep 4", 4), ("Step 2: 3+4=8", 2), ("Step 3 is wrong, step 4 isn't", 3)),
+        *(("none", None), ("Step x", None), ("3+4=8", None), ("", None)),
+    ],
+)
+def test_the_step_that_a_reply_names(reply, number):
+    assert step_named(reply) == number
 
 
 def test_the_exact_critic_knows_place_sort_and_right_step():

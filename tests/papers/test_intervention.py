@@ -16,6 +16,7 @@ from papers.intervention import (
     intervention_examples,
     interventions,
     measure,
+    propose,
     target_batch,
     unsolved,
 )
@@ -149,6 +150,13 @@ def test_one_right_continuation_keeps_an_intervention_and_none_drops_it():
     made["examples"] = made["examples"][1:2]
     with pytest.raises(ConfigError, match="no intervention led"):
         intervention_examples(run, Config(), True)
+
+
+def test_an_intervention_with_a_box_is_no_step():
+    """Whatever number stands in it."""
+    run = Scripted([["Step 3", "Step 3"], ["\\boxed{7}", "9+1=10"]], [])
+    proposals, measured = propose(run, [(PROBLEM, ATTEMPT)] * 2, None)
+    assert list(proposals) == [1] and measured["leak rate"] == 0.5
 
 
 def test_the_pool_is_what_no_sample_solves():
