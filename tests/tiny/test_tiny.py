@@ -115,7 +115,7 @@ def test_model_has_the_committed_shape():
 
 def test_abilities_that_the_papers_stand_on():
     """Loose bounds around the profile in repro/tiny/README.md, on fewer problems."""
-    subject = Subject("tiny", 192, seed=5)
+    subject = Subject("tiny", 96, seed=5)
     rows: list = []
     first = solving(subject, rows)
     informed(subject, rows)
