@@ -181,7 +181,7 @@ PAPER = Paper(
     panels=(
         Panel("reward within the limit", ("reward",), x="sampled_tokens"),
         Panel("tokens of a solution in training", ("length",), x="completions"),
-        Panel("tokens", (TOKENS,), "bars"),
+        Panel(THINK, (THINK, TOKENS), "points"),
         Panel("accuracy", (THINK, "think accuracy within the limit"), "bars"),
     ),
 )

@@ -303,6 +303,7 @@ PAPER = Paper(
     panels=(
         Panel("reward", ("reward",)),
         Panel("tokens of a solution in training", ("length",)),
+        Panel(THINK, (THINK, TOKENS), "points"),
         Panel("looks back", ("checks", "redundant checks", "backtracks"), "bars"),
         Panel("the probe's line", ("probe, earlier", "probe, there", "probe, later"), "bars"),
     ),

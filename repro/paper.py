@@ -79,12 +79,12 @@ class Panel:
     curve: ``names`` of the training history over ``x`` ("step", or a budget spent until then: "completions",
     "sampled_tokens"), one line per arm and name. bars: metrics of the finished arms side by side. turns: metrics in
     their order as one line per arm. sizes: metrics ``name@K`` over K, which ``x`` says what it is, one line per name
-    ("samples"). ``arms``: only these.
+    ("samples"). points: the first of two metrics against the second, one point per arm. ``arms``: only these.
     """
 
     label: str
     names: tuple[str, ...]
-    kind: Literal["curve", "bars", "turns", "sizes"] = "curve"
+    kind: Literal["curve", "bars", "turns", "sizes", "points"] = "curve"
     x: str = "step"
     arms: tuple[str, ...] = ()
 

@@ -37,7 +37,7 @@ def draw(card: dict, results: Sequence[dict], target: Any) -> None:
             for arm in panel["arms"] or every
             if (mine := [r for r in results if r["arm"] == arm and r["status"] == "ok"])
         }
-        {"curve": _curve, "bars": _bars, "turns": _turns, "sizes": _sizes}[panel["kind"]](axis, panel, by_arm)
+        KINDS[panel["kind"]](axis, panel, by_arm)
         axis.set_ylabel(panel["label"])
         axis.spines[["top", "right"]].set_visible(False)
         beside = {} if panel["kind"] == "curve" else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
@@ -104,7 +104,20 @@ def _sizes(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
     axis.set_xlabel(panel["x"].replace("_", " "))
 
 
+def _points(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
+    for number, (arm, mine) in enumerate(by_arm.items()):
+        ends = [_ends(mine, name) for name in reversed(panel["names"])]
+        if all(ends):
+            (x, *across), (y, *up) = ends
+            spread = [np.nan_to_num(np.abs(np.reshape(to, (2, 1)) - at)) for to, at in ((across, x), (up, y))]
+            axis.errorbar(x, y, spread[1], spread[0], "o", color=f"C{number}", label=arm, elinewidth=1)
+    axis.set_xlabel(panel["names"][1])
+
+
 def _ends(rows: Sequence[dict], metric: str) -> tuple[float, float, float] | None:
     """Mean and interval; NaN ends for a single number."""
     entry = measured(rows, metric)
     return entry and tuple(float("nan") if entry[n] is None else entry[n] for n in ("value", "low", "high"))
+
+
+KINDS = {"curve": _curve, "bars": _bars, "turns": _turns, "sizes": _sizes, "points": _points}
