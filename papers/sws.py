@@ -294,6 +294,7 @@ PAPER = Paper(
     curves=("reward", "mixed", "made"),
     panels=(
         Panel("accuracy (validation)", ("validation",), x="completions"),
+        Panel("shares of groups", ("mixed", "all_wrong"), x="completions", arms=("sws", "continued")),
         Panel("accuracy", ("accuracy", WEAK, "weak problems solved"), "bars"),
     ),
 )
