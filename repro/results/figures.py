@@ -31,13 +31,14 @@ def draw(card: dict, results: Sequence[dict], target: Any) -> None:
     figure, axes = plt.subplots(lines, columns, figsize=(width * columns, 3.4 * lines), squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
+    kinds = {"curve": _curve, "bars": _bars, "turns": _turns, "sizes": _sizes, "points": _points}
     for axis, panel in zip(axes.flat, panels, strict=False):
         by_arm = {
             arm: mine
             for arm in panel["arms"] or every
             if (mine := [r for r in results if r["arm"] == arm and r["status"] == "ok"])
         }
-        KINDS[panel["kind"]](axis, panel, by_arm)
+        kinds[panel["kind"]](axis, panel, by_arm)
         axis.set_ylabel(panel["label"])
         axis.spines[["top", "right"]].set_visible(False)
         beside = {} if panel["kind"] == "curve" else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
@@ -70,8 +71,7 @@ def _bars(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
         found = [(i, _ends(mine, name)) for i, name in enumerate(panel["names"])]
         place = [i + number * width for i, value in found if value]
         mean, low, high = np.asarray([value for _, value in found if value]).reshape(-1, 3).T
-        error = np.nan_to_num([mean - low, high - mean])
-        axis.bar(place, mean, width, yerr=np.maximum(error, 0), label=arm, color=f"C{number}")
+        axis.bar(place, mean, width, yerr=_error(mean, low, high), label=arm, color=f"C{number}")
     ticks = np.arange(len(panel["names"])) + 0.4 - width / 2
     axis.set_xticks(ticks, [name.replace(", ", "\n") for name in panel["names"]], fontsize=8)
 
@@ -106,11 +106,10 @@ def _sizes(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
 
 def _points(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
     for number, (arm, mine) in enumerate(by_arm.items()):
-        ends = [_ends(mine, name) for name in reversed(panel["names"])]
-        if all(ends):
-            (x, *across), (y, *up) = ends
-            spread = [np.nan_to_num(np.abs(np.reshape(to, (2, 1)) - at)) for to, at in ((across, x), (up, y))]
-            axis.errorbar(x, y, spread[1], spread[0], "o", color=f"C{number}", label=arm, elinewidth=1)
+        up, across = (_ends(mine, name) for name in panel["names"])
+        if up and across:
+            y, x = (_error(*np.reshape(ends, (3, 1))) for ends in (up, across))
+            axis.errorbar(across[0], up[0], y, x, "o", color=f"C{number}", label=arm, elinewidth=1)
     axis.set_xlabel(panel["names"][1])
 
 
@@ -120,4 +119,6 @@ def _ends(rows: Sequence[dict], metric: str) -> tuple[float, float, float] | Non
     return entry and tuple(float("nan") if entry[n] is None else entry[n] for n in ("value", "low", "high"))
 
 
-KINDS = {"curve": _curve, "bars": _bars, "turns": _turns, "sizes": _sizes, "points": _points}
+def _error(mean: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Lengths of error bars from [n] each, [2, n]; none for a single number."""
+    return np.maximum(np.nan_to_num([mean - low, high - mean]), 0)
