@@ -18,6 +18,7 @@ from repro.model.cache import RoomyLayer
 from repro.model.logprobs import lm_head, pad
 
 _room: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()  # tokens side by side, where more were too many
+PROMPT_TOKENS = 4096  # of prompts computed together on a CPU: more don't stay in its cache
 KEEP = 0.9  # rows that are over leave when so few others are left: the cache is copied
 
 
@@ -92,21 +93,28 @@ class _Rows:
     def __init__(self, model: PreTrainedModel, prompts: list[list[int]], samples: int, room: int, pad_id: int):
         ids, mask = pad(prompts, pad_id, model.device)
         self.model, self.pad_id = model, pad_id
-        out = model.get_decoder()(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            past_key_values=DynamicCache(),  # whole, also where a window slides
-            use_cache=True,
-        )
-        made = out.past_key_values.layers
-        self.hidden = out.last_hidden_state[:, -1]  # [rows, width]
+        size = max(1, PROMPT_TOKENS // ids.shape[1]) if ids.device.type == "cpu" else len(ids)
+        made = [
+            model.get_decoder()(
+                input_ids=some,
+                attention_mask=seen,
+                position_ids=(seen.cumsum(1) - 1).clamp(min=0),
+                past_key_values=DynamicCache(),  # whole, also where a window slides
+                use_cache=True,
+            )
+            for some, seen in zip(ids.split(size), mask.split(size), strict=True)
+        ]
+        self.hidden = torch.cat([out.last_hidden_state[:, -1] for out in made])  # [rows, width]
         self.prompt = torch.arange(len(prompts), device=ids.device)  # of each row
         self.live = torch.arange(len(prompts) * samples, device=ids.device)  # samples that aren't over
         self.row = self.live // samples  # of each of them
         self.seen = mask.sum(1) - mask.shape[1]  # of each prompt, less the length of the padded ones
         self.mask = torch.cat([mask, mask.new_ones(len(mask), room)], 1)
-        self.layers = [RoomyLayer(layer.keys, layer.values, len(self.live), room) for layer in made]
+        layers = zip(*(out.past_key_values.layers for out in made), strict=True)
+        self.layers = [
+            RoomyLayer(torch.cat([p.keys for p in parts]), torch.cat([p.values for p in parts]), len(self.live), room)
+            for parts in layers
+        ]
         # others want masks of other forms, and make them themselves
         self.whole_mask = model.config._attn_implementation == "sdpa" and sees_all(model)
 

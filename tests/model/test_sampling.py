@@ -9,6 +9,7 @@ from scipy.stats import chisquare
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from repro.config import RunConfig
+from repro.model import sampling
 from repro.model.logprobs import completion_values
 from repro.model.policy import Policy
 from repro.model.sampling import KEEP, Decoding, choose, sample
@@ -78,6 +79,28 @@ def test_finished_rows_leave_and_prompts_of_any_length_mix(tiny):
         alone = sample(tiny.sampler(), tiny.tokenizer, [prompt], 1, greedy, *args)[0][0]
         assert pair[0].ids == pair[1].ids == alone.ids
         assert pair[0].truncated == (alone.ids[-1] not in tiny.stop_ids)
+
+
+def test_prompts_that_are_computed_in_parts_give_the_same_completions(tiny, monkeypatch):
+    """To the last bit, also where a part holds one prompt that is longer than it should be."""
+    texts = ["Compute 3-4+5.", "Solve 3*x+2=11.", "Compute 3*(4+5)-6*(7-8)+9.", "Compute 1+1."]
+    prompts = [tiny.encode([{"role": "user", "content": text}]) for text in texts]
+    passes: list[int] = []
+    model = tiny.sampler()
+    hook = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, given: passes.append(len(given["input_ids"])) if given["input_ids"].shape[1] > 1 else None,
+        with_kwargs=True,
+    )
+
+    def made(tokens: int):
+        monkeypatch.setattr(sampling, "PROMPT_TOKENS", tokens)
+        generator = torch.Generator().manual_seed(0)
+        return sample(model, tiny.tokenizer, prompts, 4, Decoding(max_new_tokens=24), tiny.stop_ids, generator)
+
+    whole, parts, single = made(4096), made(2 * max(map(len, prompts))), made(1)
+    hook.remove()
+    assert whole == parts == single
+    assert passes == [4, 2, 2, 1, 1, 1, 1]
 
 
 def test_same_generator_state_same_completions(tiny):
