@@ -88,8 +88,8 @@ class Config(RunConfig):
     """Taken off an answer without a box (paper: 0.1)."""
     own_turns: int = 4
     """Attempts in the evaluation with own critiques (paper: up to 6)."""
-    retried_samples: int = 1
-    """Of the evaluation's samples of a problem, those that get further turns (ours)."""
+    dialogue_problems: int = 256
+    """Held-out problems that get further turns, one sample each (ours)."""
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 32, "conversation_problems": 2},
@@ -204,7 +204,7 @@ def train(
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Second answers after the critic's words on wrong ones, and rounds of the policy's own critiques, unverified."""
     generator = torch.Generator(run.policy.device).manual_seed(20_000 + run.seed)
-    begun = rollouts.part(len(rollouts.problems), config.retried_samples)
+    begun = rollouts.part(config.dialogue_problems, 1)
     told = dialogues(run, begun, 2, critic_for(config.task, "place"), generator=generator)
     unnamed = dialogues(run, begun, 2, exact_critic("verdict"), generator=generator)
     (first, second), (_, plain) = solved_within(told, 2), solved_within(unnamed, 2)
