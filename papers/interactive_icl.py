@@ -66,8 +66,10 @@ COMPARED = 3  # attempts, as in the paper's table
 class Config(RunConfig):
     """RL2F's hyperparameters."""
 
-    learning_rate: float = 2e-3
-    """Of all arms with dialogues; as the standard arms' (not known of the paper)."""
+    learning_rate: float = 1e-3
+    """Of RL2F (not known of the paper)."""
+    sft_learning_rate: float = 2e-3
+    """Of cross-entropy on kept dialogues."""
     updates: int = 40
     """Steps with one update each, and those of cross-entropy on kept dialogues (ours)."""
     conversation_problems: int = 4
@@ -86,8 +88,9 @@ class Config(RunConfig):
     """Attempts in an update of cross-entropy (ours)."""
 
     PRESETS = {  # noqa: RUF012
-        "smol": {"updates": 32, "conversation_problems": 2},
-        "gpu": {"updates": 60, "conversation_problems": 9},
+        "smol": {"updates": 32, "conversation_problems": 2, "sft_learning_rate": 2e-4},
+        "small": {"sft_learning_rate": 1e-4},
+        "gpu": {"updates": 60, "conversation_problems": 9, "sft_learning_rate": 2e-5},
     }
 
     def check(self) -> None:
@@ -156,7 +159,7 @@ def sft(run: Run, config: Config) -> None:
     for _ in run.stage("collect", config.updates):
         made = conversations(run, draw(run, config.conversation_problems), config.samples, config.turns, critic)
         run.kept.setdefault("solutions", []).extend(attempts_that_lead(made))
-    train_on_kept(run, config.updates, config.batch, config.learning_rate)
+    train_on_kept(run, config.updates, config.batch, config.sft_learning_rate)
 
 
 # --- evaluation -----------------------------------------------------------------------------------------------------
