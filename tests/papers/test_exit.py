@@ -162,7 +162,8 @@ def test_presets(preset):
     config = Config.for_preset(preset)
     config.check()
     grpo = settings_for(config)
-    assert (config.learning_rate, config.minibatches) == (grpo.learning_rate, grpo.minibatches)
+    assert config.minibatches == grpo.minibatches
+    assert config.learning_rate == grpo.learning_rate or preset == "tiny"  # chosen there on validation
     assert config.buffer_size == 4 * config.prompts
 
 
