@@ -22,7 +22,8 @@ def merged(card: dict, rows: Sequence[dict]) -> list[dict]:
     """The rows of a paper's arms, of one preset and settings, from its own rows and those of the kit's arms.
 
     A standard arm has the kit's row, under the paper's name for it, and with it what the paper measured on that run.
-    Where the paper's rows name the digests of the kit's arms, only those count.
+    Where the paper's rows name the digests of the kit's arms, only those count. If the paper measures more, a standard
+    arm that is run by name is there only with that.
     """
     own = {(r["arm"], r["seed"]): r for r in rows if r["paper"] == card["slug"]}
     kit: dict[tuple[str, int], list[dict]] = defaultdict(list)
@@ -30,6 +31,7 @@ def merged(card: dict, rows: Sequence[dict]) -> list[dict]:
         if row["paper"] == "standard" != card["slug"]:
             kit[row["arm"], row["seed"]].append(row)
     named = {name: digest for row in own.values() for name, digest in (row.get("standard") or {}).items()}
+    measures = any(row.get("of") for row in own.values())
     found = []
     for arm in card["arms"]:
         name, standard = arm["name"], arm["standard"]
@@ -41,7 +43,8 @@ def merged(card: dict, rows: Sequence[dict]) -> list[dict]:
             if other == standard and made:
                 more = own.get((name, seed), {})
                 more = more if more.get("of") == made[-1]["digest"] and more["status"] == "ok" else {}
-                found.append(_joined(made[-1], more, card["slug"], name))
+                if more or not (measures and arm["by_name"]):
+                    found.append(_joined(made[-1], more, card["slug"], name))
         if not any(other == standard for other, _ in kit):  # rows from before there were standard arms
             found += [row for (other, _), row in own.items() if other == name and not row.get("of")]
     return sorted(found, key=lambda row: row["seed"])

@@ -64,6 +64,18 @@ def test_shared_arms_are_joined_with_what_the_paper_measured_on_them():
     assert "acc@t2" not in {r["arm"]: r for r in merged(SHARING.card(), stale)}["rl"]["metrics"]
 
 
+def test_a_standard_arm_by_name_is_there_where_the_paper_measured_it_or_measures_nothing_more():
+    card = SHARING.card()
+    card["arms"] = [{**arm, "by_name": arm["name"] == "rl"} for arm in card["arms"]]
+    shared = [kit("base", 0, "bbbb", [0.0, 0.5]), kit("grpo", 0, "gggg", [1.0, 0.5]), own("own", 0)]
+    on_base, on_both = (
+        [*shared, own("base", 0, of="bbbb")],
+        [*shared, own("base", 0, of="bbbb"), own("rl", 0, of="gggg")],
+    )
+    arms = [{r["arm"] for r in merged(card, rows)} for rows in (shared, on_base, on_both)]
+    assert arms == [{"base", "own", "rl"}, {"base", "own"}, {"base", "own", "rl"}]
+
+
 def test_settings_never_mix():
     rows = drawn("new", 2, 0.6) + drawn("base", 2, 0.4) + drawn("new", 1, 0.1, digest="other")
     made = [summarise(card, mine) for card, mine in groups(rows, {"x": CARD}.__getitem__)]
