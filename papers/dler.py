@@ -88,11 +88,6 @@ def shortened(rewards: torch.Tensor, lengths: torch.Tensor, limit: int) -> torch
     return rewards * ~(easy & (lengths > limit))
 
 
-def lengths_of(rollouts: Rollouts) -> torch.Tensor:
-    """Tokens of each completion, [problems, samples]."""
-    return torch.tensor([[len(c.ids) for c in group] for group in rollouts.completions])
-
-
 # --- training --------------------------------------------------------------------------------------------------------
 
 
@@ -111,7 +106,7 @@ def train(
     def rollout(run: Run, problems: list[Problem], samples: int) -> Rollouts:
         rollouts = run.rollout(problems, samples, ask=prompts.think, max_new_tokens=limit)
         if by_difficulty:
-            rollouts.rewards = shortened(rollouts.rewards, lengths_of(rollouts), limit // 2)
+            rollouts.rewards = shortened(rollouts.rewards, rollouts.lengths, limit // 2)
         return rollouts
 
     high = config.clip_high if clip_higher else GRPO.clip_high
@@ -129,7 +124,7 @@ dler = partial(train, advantage=over_batch, clip_higher=True, dropped=True)
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Accuracy, tokens and behaviours of thought solutions, far above the training limit and within it."""
     thought = think(run, rollouts.problems, config.think_samples, config.think_tokens)
-    lengths = lengths_of(thought)
+    lengths = thought.lengths
     return thought_metrics(run, thought) | {
         "half of the think tokens": number(lengths.double().mean(1) / 2),
         "think accuracy within the limit": share((thought.rewards * (lengths <= config.limit)).mean(1)),

@@ -149,7 +149,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
             metrics[f"{name}, gap@{n}"] = share(by_answer - by_steps)
             metrics[f"{name}, false positives@{n}"] = share(ratio(by_answer - by_steps, by_answer))
     metrics |= of_all(metrics, n)
-    of_right, tokens = right > 0, np.array([[len(c.ids) for c in group] for group in pool.completions])
+    of_right, tokens = right > 0, pool.lengths.numpy()
     metrics["auroc"] = share(auroc(odds[of_right], valid[of_right] > 0))
     metrics["chance"] = share(0.5)
     found = detection(odds[of_right] < 0, false[of_right] > 0)

@@ -171,7 +171,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     pool, turns = rollouts.part(config.dialogue_problems, config.eval_samples), config.eval_turns
     begun = pool.part(len(pool.problems), 1)
     fresh = pool.rewards.double().numpy()
-    lengths = np.array([[len(c.ids) for c in group] for group in pool.completions], dtype=float)
+    lengths = pool.lengths.double().numpy()
     made = dialogues(run, begun, turns, teacher_of(config), generator=generator)
     solved = solved_within(made, turns)
     metrics = {f"solved@{t}": share(values) for t, values in enumerate(solved, 1)}

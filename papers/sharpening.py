@@ -170,7 +170,7 @@ def rlhf_sharpen(run: Run, config: Config) -> None:
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Best-of-N of the arm's samples by what the base says of them (without @N: of all), and how sharp they are."""
     scores, right = self_rewards(run, rollouts.completions).numpy(), rollouts.rewards.double().numpy()
-    lengths = np.array([[len(c.ids) for c in group] for group in rollouts.completions], dtype=float)
+    lengths = rollouts.lengths.double().numpy()
     answers = answers_of(rollouts)
     metrics: dict[str, Metric] = {}
     for n in config.sizes:

@@ -45,6 +45,11 @@ class Rollouts:
     completions: list[list[Completion]]
     rewards: torch.Tensor
 
+    @property
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each completion, its end included, [problems, samples]."""
+        return torch.tensor([[len(c.ids) for c in group] for group in self.completions])
+
     def mixed(self) -> Rollouts:
         """Only the problems with right and wrong completions; the others carry no signal for group methods."""
         mean = self.rewards.mean(1)

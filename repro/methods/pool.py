@@ -100,11 +100,10 @@ class Pool:
 def pool_of(run: Run, rollouts: Rollouts) -> Pool:
     """The pool that the evaluation's rollouts are, with scores by the run's policy; those are made once."""
     tokens, odds = _made_once(run, "token_scores", lambda: _summed(run, rollouts)), odds_of(run, rollouts)
-    lengths = np.array([[len(c.ids) for c in group] for group in rollouts.completions])
     answers = answers_of(rollouts)
     sums = dict(zip(TOKEN_SCORES, tokens.double().numpy(), strict=True))
     right = rollouts.rewards.double().numpy()
-    return Pool(rollouts.problems, rollouts.completions, answers, right, sums, lengths, odds)
+    return Pool(rollouts.problems, rollouts.completions, answers, right, sums, rollouts.lengths.numpy(), odds)
 
 
 def odds_of(run: Run, rollouts: Rollouts) -> np.ndarray:
