@@ -74,8 +74,9 @@ def kl_k3(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
 
 
 def grpo_loss(logp: torch.Tensor, fields: SimpleNamespace, settings: GRPO) -> torch.Tensor:
-    """The surrogate, with the KL term where it is on; [tokens]."""
-    loss = surrogate(logp, fields.old_logp, fields.advantage, settings.clip_low, settings.clip_high)
+    """The surrogate, with the KL term where it is on; [tokens]. Without old log-probs the ratio is 1."""
+    old_logp = getattr(fields, "old_logp", logp.detach())
+    loss = surrogate(logp, old_logp, fields.advantage, settings.clip_low, settings.clip_high)
     return loss + settings.kl * kl_k3(logp, fields.ref_logp) if settings.kl else loss
 
 
@@ -119,7 +120,8 @@ def train_grpo(
         if not rollouts.problems:
             continue
         batch = rollouts.batch()
-        batch.fields["old_logp"] = run.logprobs(batch, temperature=temperature)
+        if settings.minibatches > 1:
+            batch.fields["old_logp"] = run.logprobs(batch, temperature=temperature)
         weighed = advantage(run, rollouts, settings)
         batch.fields["advantage"] = batch.spread(weighed.flatten()) if weighed.dim() == 2 else weighed
         if settings.kl:

@@ -1,6 +1,7 @@
 """GRPO, Dr. GRPO and DAPO: advantages, clipping, normalisation, with worked numbers."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,15 @@ def test_micro_batches_do_not_change_the_gradient(tiny, variant):
     assert counts[0] == 1 and counts[1] in (2, 3) and counts[2] == 4
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() <= 1e-9 * gradients[0].norm()
+
+
+def test_without_old_log_probs_the_loss_is_that_of_ratio_one():
+    logp = torch.tensor([-0.5, -2.0, -0.1], requires_grad=True)
+    advantage = torch.tensor([1.5, -0.5, 0.25])
+    loss = grpo_loss(logp, SimpleNamespace(advantage=advantage), GRPO())
+    assert torch.equal(loss, -advantage)
+    loss.sum().backward()
+    assert torch.equal(logp.grad, -advantage)
 
 
 def test_uniform_groups_are_dropped():
