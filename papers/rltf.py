@@ -6,8 +6,8 @@ answer. Self-distillation (SD) raises the likelihood of second answers without t
 how much better they are than first answers were. Feedback modelling (FM) has the policy predict the critique. Both
 stand beside two-turn policy gradient and shall lift the first answer alone.
 
-Reproduced. base, GRPO, two-turn RL, the same with cross-entropy on right second answers, SD, SD with the mean of second
-answers as its baseline, and FM. Controls: SD with critiques of other attempts, and (by name) with the verdict alone.
+Reproduced. base, GRPO, two-turn RL, the same with cross-entropy on right second answers, SD and FM. Control: SD with
+critiques of other attempts. By name: SD with the mean of second answers as its baseline, and with the verdict alone.
 Second answers after a critique, and rounds of the policy's own critiques without a verifier.
 
 How this differs from the paper and why.
@@ -86,7 +86,7 @@ class Config(RunConfig):
     """Weight of FM, lambda (paper: 0.1); 0 is two-turn RL."""
     box_penalty: float = 0.1
     """Taken off an answer without a box (paper: 0.1)."""
-    own_turns: int = 4
+    own_turns: int = 3
     """Attempts in the evaluation with own critiques (paper: up to 6)."""
     dialogue_problems: int = 256
     """Held-out problems that get further turns, one sample each (ours)."""
@@ -239,9 +239,9 @@ PAPER = Paper(
         "grpo_mt": train,
         "sft_y1": partial(train, teaches="sft"),
         "sd": partial(train, teaches="sd"),
-        "sd_second": partial(train, teaches="sd", baseline="second"),
         "sd_shuffled": partial(train, teaches="sd", critiques="shuffled"),
         "fm": partial(train, teaches="fm"),
+        "sd_second": Arm(partial(train, teaches="sd", baseline="second"), by_name=True),
         "sd_verdict": Arm(partial(train, teaches="sd", critiques="verdict"), by_name=True),
     },
     measure=measure,
@@ -258,14 +258,14 @@ PAPER = Paper(
         over("fm", "grpo", "located", text="FM's own critiques name the first wrong step more often than GRPO's"),
         over("base", "base", "mended", "mended, verdict", text="The base mends more when told the place of its error"),
     ),
-    columns=("accuracy", "greedy", "pass@8", "told", "mended", "own, acc@t1", "own, acc@t4", "own gain", "located"),
+    columns=("accuracy", "greedy", "pass@8", "told", "mended", "own, acc@t1", "own, acc@t3", "own gain", "located"),
     published=PUBLISHED,
     published_setting="Llama-3.1-8B-Instruct on Knights & Knaves, first answers",
     curves=("reward", "mended", "entropy"),
     panels=(
         Panel("accuracy (validation)", ("validation",), x="completions"),
         Panel("mended by the critic's words", ("mended",), x="completions"),
-        Panel("own critiques", tuple(f"own, acc@t{t}" for t in range(1, 5)), "turns"),
+        Panel("own critiques", tuple(f"own, acc@t{t}" for t in range(1, 4)), "turns"),
     ),
 )
 
