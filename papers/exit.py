@@ -224,7 +224,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     }
 
 
-over, SAME_RATE = Claim.over, "grpo_same_rate"
+over, SAME_RATE, LAST = Claim.over, "grpo_same_rate", "improved"
 
 PAPER = Paper(
     slug="exit",
@@ -243,27 +243,15 @@ PAPER = Paper(
     },
     measure=measure,
     claims=(
-        over(
-            "exit", "grpo", "improved", text="ExIt's improved answers end above GRPO's", published="+1.7", primary=True
-        ),
-        over(
-            "exit", SAME_RATE, "gain", text="ExIt gains more from its first to its improved answers", published="+0.9"
-        ),
-        over(
-            "exit", "exit", "improved", "acc@t1", text="ExIt's improved answers are above its first", published="+2.0"
-        ),
-        over(
-            "improve",
-            SAME_RATE,
-            "gain",
-            text="Training on earlier answers raises the gain over GRPO's",
-            published="+0.1",
-        ),
-        over("improve", "curriculum", "improved", text="Earlier answers add to the curriculum", published="+0.8"),
-        over("diverge", "improve", "improved", text="Divergence adds to improvement", published="+0.5"),
-        over("exit", "diverge", "improved", text="The bonus adds to divergence", published="+0.3"),
+        over("exit", "grpo", LAST, text="ExIt's improved answers end above GRPO's", published="+1.7", primary=True),
+        over("exit", SAME_RATE, "gain", text="ExIt gains more over the turns", published="+0.9"),
+        over("exit", "exit", LAST, "acc@t1", text="ExIt's improved answers are above its first", published="+2.0"),
+        over("improve", SAME_RATE, "gain", text="Earlier answers raise the gain over GRPO's", published="+0.1"),
+        over("improve", "curriculum", LAST, text="Earlier answers add to the curriculum", published="+0.8"),
+        over("diverge", "improve", LAST, text="Divergence adds to improvement", published="+0.5"),
+        over("exit", "diverge", LAST, text="The bonus adds to divergence", published="+0.3"),
         over("exit", "diverge", "training distance", text="The bonus keeps answers further apart", published="so"),
-        over("exit", "exit", "improved", "halfway", text="ExIt's answers still rise in the second half of the turns"),
+        over("exit", "exit", LAST, "halfway", text="ExIt's answers still rise in the second half of the turns"),
         over("exit", "grpo", threshold=-0.02, text="ExIt's first answer isn't worse by more than 2 points"),
     ),
     columns=("accuracy", "acc@t1", "acc@t2", "improved", "gain", "late gain", "mended", "broken", "changed", "pass@8"),
