@@ -23,7 +23,7 @@ from repro.launch.samples import Recorder
 from repro.launch.storage import load_checkpoint, save_checkpoint, write_atomically
 from repro.launch.track import Log
 from repro.model.logprobs import Divergence, TaughtFunction, TokenFunction, between, token_logprob
-from repro.model.policy import POLICY, Policy
+from repro.model.policy import BASE, POLICY, Policy
 from repro.model.sampling import Completion, Decoding, sample
 from repro.model.training import Batch, Mean, Reading, TokenLoss, Trainer, as_they_are
 from repro.paper import Paper
@@ -330,6 +330,8 @@ class Run:
 
         With a ``teacher``, which reads the batch's ``contexts``, the function gets its logits as well.
         """
+        if adapter == POLICY and self.policy.is_base:
+            adapter = BASE  # the same values without the adapter's products
         with self.phase("logprobs"), self.policy.using(adapter):
             return self.trainer.values(batch, Reading(function, temperature, teacher))
 

@@ -21,6 +21,7 @@ from repro.arm import run_arm, run_folder, tasks_of
 from repro.methods import standard as kit
 from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.sft import nll
+from repro.model.policy import BASE
 from repro.model.training import Batch, token_weights
 from repro.run import Run
 
@@ -146,6 +147,21 @@ def test_the_temperature_divides_the_logits_only_where_it_is_asked_for(tmp_path)
     expected = (2 * logits).log_softmax(-1).gather(1, torch.tensor([[7], [8]]))[:, 0]
     assert torch.allclose(cold, expected, atol=1e-5) and not torch.allclose(plain, cold)
     assert torch.allclose(plain, logits.log_softmax(-1).gather(1, torch.tensor([[7], [8]]))[:, 0], atol=1e-5)
+
+
+def test_before_the_first_update_nothing_is_multiplied_with_the_adapter(tmp_path):
+    def train(run: Run, config: Config) -> None:
+        batch, used = Batch([((5, 6), (7, 8))]), []
+        first = next(m for n, m in run.policy.model.named_modules() if n.endswith("lora_A.policy"))
+        first.register_forward_hook(lambda *_: used.append(run.policy.is_base))
+        of_base = run.logprobs(batch, BASE)
+        assert torch.equal(run.logprobs(batch), of_base) and used == []
+        for _ in run.stage("train", 1, learning_rate=1e-2):
+            run.update(batch, nll)
+        assert used and not run.policy.is_base
+        assert not torch.equal(run.logprobs(batch), of_base)
+
+    assert run_arm(paper_of(two=train), CONFIG, "two", 0, str(tmp_path))["status"] == "ok"
 
 
 def test_a_non_finite_loss_fails_the_arm_and_keeps_the_last_good_step(tmp_path):

@@ -19,7 +19,6 @@ from repro.config import RunConfig
 from repro.launch.storage import write_atomically
 from repro.methods.judge import judged
 from repro.methods.multiturn import final_answers
-from repro.model.logprobs import token_entropy, token_logprob
 from repro.model.sampling import Completion
 from repro.model.training import Batch
 from repro.results.files import locked
@@ -32,16 +31,17 @@ TOKEN_SCORES = ("logp", "entropy", "certainty", "perplexity", "gini")
 Select = Callable[[Sequence[str | None], np.ndarray], str | None]  # answers and scores of some samples -> an answer
 
 
-def self_certainty(logits: torch.Tensor) -> torch.Tensor:
-    """KL(uniform || p) = logsumexp - mean - log V, [tokens] (2502.18581, equation 9)."""
-    return logits.logsumexp(-1) - logits.mean(-1) - np.log(logits.shape[-1])
+def self_certainty(logp: torch.Tensor) -> torch.Tensor:
+    """KL(uniform || p) from log-probs [tokens, vocabulary], [tokens] (2502.18581, equation 9)."""
+    return -logp.mean(-1) - np.log(logp.shape[-1])
 
 
 def token_scores(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """TOKEN_SCORES at temperature 1, [tokens, 5]: log p(target), H(p), KL(uniform || p), exp(H(p)), sum of p^2."""
-    entropy = token_entropy(logits, targets)
-    gini = logits.softmax(-1).square().sum(-1)
-    return torch.stack([token_logprob(logits, targets), entropy, self_certainty(logits), entropy.exp(), gini], -1)
+    logp = logits.log_softmax(-1)
+    p = logp.exp()
+    chosen, entropy = logp.gather(-1, targets[:, None])[:, 0], -(p * logp).sum(-1)
+    return torch.stack([chosen, entropy, self_certainty(logp), entropy.exp(), p.square().sum(-1)], -1)
 
 
 def powers_of_two(size: int) -> list[int]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from repro.model.attention import is_plain, unmasked, upload
 
 CHUNK_ELEMENTS = 2**25  # logits at once: 128 MiB in float32
-ROW = 256  # tokens of a packed row: attention costs more the longer it is, padding and prompts cost less
+ROW = 256  # tokens of a packed row, more for a model that is wider: attention costs more the longer it is
 TokenFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Divergence = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # student logits, teacher logits
 TaughtFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # logits, targets, teacher logits
@@ -231,7 +231,7 @@ def completion_hidden(
 def _packed_hidden(
     model: PreTrainedModel, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``completion_hidden`` in rows of about ROW tokens. Neighbours with the same prompt share it.
+    """``completion_hidden`` in rows of ROW tokens or the model's width. Neighbours with the same prompt share it.
 
     A token sees its prompt and what stands before it in its own completion. That takes a mask of every pair of tokens,
     which flash attention on a GPU doesn't know; a CPU saves the padding and the prompts' arithmetic.
@@ -239,9 +239,10 @@ def _packed_hidden(
     # of each token its id, position, prompt's and completion's number
     rows: list[list[tuple[int, int, int, int]]] = [[]]
     places, targets, before, last = [], [], None, 0
+    room = max(ROW, model.get_input_embeddings().weight.shape[1])
     for number, (prompt, completion) in enumerate(sequences, 1):
         shared = prompt == before
-        if rows[-1] and len(rows[-1]) + len(completion) + (0 if shared else len(prompt)) > ROW:
+        if rows[-1] and len(rows[-1]) + len(completion) + (0 if shared else len(prompt)) > room:
             rows.append([])
             shared = False
         row, length = rows[-1], len(prompt)

@@ -158,6 +158,11 @@ class Policy:
         self.load_adapter_state(self._initial)
 
     @property
+    def is_base(self) -> bool:
+        """Whether the adapter adds nothing: before the first update its second factor is zero."""
+        return not any(p.any() for n, p in self.model.named_parameters() if f".lora_B.{POLICY}." in n)
+
+    @property
     def copies(self) -> list[str]:
         """Names of the frozen copies."""
         return [name for name in self.model.peft_config if name != POLICY]

@@ -11,6 +11,7 @@ import torch
 from repro.config import RunConfig
 from repro.methods import judge
 from repro.methods.pool import (
+    TOKEN_SCORES,
     Pool,
     PoolConfig,
     accuracy_at,
@@ -36,15 +37,16 @@ from repro.tasks import prompts
     ("p", "certainty"), [((0.25,) * 4, 0.0), ((0.7, 0.1, 0.1, 0.1), 0.42981), ((0.4, 0.3, 0.2, 0.1), 0.12178)]
 )
 def test_self_certainty_is_the_divergence_from_uniform(p, certainty):
-    logits = torch.tensor([p], dtype=torch.float64).log()
-    assert self_certainty(logits).item() == pytest.approx(certainty, abs=1e-5)
-    assert self_certainty(logits + 3.7).item() == pytest.approx(certainty, abs=1e-5)  # a constant changes nothing
+    logp = torch.tensor([p], dtype=torch.float64).log()
+    assert self_certainty(logp).item() == pytest.approx(certainty, abs=1e-5)
+    read = token_scores(logp + 3.7, torch.tensor([0]))[0, TOKEN_SCORES.index("certainty")]  # of logits
+    assert read.item() == pytest.approx(certainty, abs=1e-5)
 
 
 @pytest.mark.parametrize(("token", "rate"), [(0, 0.10), (1, 0.0), (2, -0.10)])
 def test_a_step_up_on_a_token_changes_self_certainty_by_its_share_of_the_squares(token, rate):
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]], dtype=torch.float64).log().requires_grad_()
-    (certain,) = torch.autograd.grad(self_certainty(logits).sum(), logits, retain_graph=True)
+    (certain,) = torch.autograd.grad(self_certainty(logits.log_softmax(-1)).sum(), logits, retain_graph=True)
     (upwards,) = torch.autograd.grad(logits.log_softmax(-1)[0, token], logits)
     # in units of 1/V, as the theorem has it
     assert (certain * upwards).sum().item() == pytest.approx(rate, abs=1e-9)
