@@ -66,6 +66,7 @@ class Config(RunConfig):
     """Learning rate at the end of the cosine, as a share (code: 2e-7 of 4.12e-6)."""
 
     PRESETS = {  # noqa: RUF012
+        "tiny": {"learning_rate": 2e-3},  # from validation problems
         "smol": {"dev_problems": 8, "n_star": 2, "updates": 8},
         "small": {"dev_problems": 4, "n_star": 2, "updates": 32},
         "gpu": {"rounds": 6, "n_star": 4, "dev_problems": 16, "updates": 30},

@@ -69,7 +69,7 @@ class Config(RunConfig):
     """Never solved: so many samples of the base are all wrong (paper: 128)."""
 
     PRESETS = {  # noqa: RUF012
-        "tiny": {"steps": 20},
+        "tiny": {"steps": 20, "learning_rate": 2e-3, "sft_learning_rate": 1e-3},  # rates: from validation problems
         "smol": {"pool_problems": 48, "pool_samples": 4, "hard_problems": 40, "hard_samples": 8},
         "small": {"pool_problems": 96, "pool_samples": 4, "hard_problems": 200, "hard_samples": 8},
         "gpu": {"pool_problems": 512, "attempts": 2, "sft_learning_rate": 1e-5},
