@@ -70,7 +70,7 @@ class Config(PoolConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 16, "batch": 16, "learning_rate": 2e-4},
-        "small": {"updates": 32, "batch": 16, "learning_rate": 1e-4},
+        "small": {"compared": 2, "updates": 32, "batch": 16, "learning_rate": 1e-4},  # two: pairs take hours on a CPU
         "gpu": {"updates": 60, "learning_rate": 1e-4},
     }
 
@@ -116,7 +116,7 @@ def forecasts(scores: dict[str, np.ndarray], right: np.ndarray, of: str = "") ->
 
 
 def measure_p_true(run: Run, config: Config, pool: Pool) -> dict[str, Metric]:
-    """All scores on the whole pool, and "of 5" on the first samples of each problem, which are compared."""
+    """All scores on the whole pool, and "of few" on the first samples of each problem, which are compared."""
     few = min(config.compared, pool.right.shape[1])
     texts = [[c.text for c in group[:few]] for group in pool.completions]
     p, right = p_true(pool.odds), pool.right
@@ -128,7 +128,7 @@ def measure_p_true(run: Run, config: Config, pool: Pool) -> dict[str, Metric]:
         "comparison": comparison(run, pool.problems, texts),
         "frequency": frequency([group[:few] for group in pool.answers]),
     }
-    metrics = forecasts(scores, right) | forecasts(of_few, right[:, :few], " of 5")
+    metrics = forecasts(scores, right) | forecasts(of_few, right[:, :few], " of few")
     for name in ("P(True)", "log-prob"):
         metrics[f"auroc within problems, {name}"] = share(within_problems(scores[name], right))
     for t in TEMPERATURES:
@@ -241,8 +241,8 @@ PAPER = Paper(
         base("auroc_over_chance", "P(True) ranks above chance", "auroc, P(True)", "auroc, base rate"),
         base("brier_below_base_rate", "Its Brier score is below the base rate's", "brier, base rate", "brier, P(True)"),
         base("verdict_over_likelihood", "It ranks above the log-prob", "auroc, P(True)", "auroc, log-prob"),
-        base("comparison_over_alone", "Other samples help", "auroc of 5, comparison", "auroc of 5, P(True)"),
-        base("comparison_over_votes", "They tell more than votes", "auroc of 5, comparison", "auroc of 5, frequency"),
+        base("comparison_over_alone", "Other samples help", "auroc of few, comparison", "auroc of few, P(True)"),
+        base("comparison_over_votes", "Above votes, too", "auroc of few, comparison", "auroc of few, frequency"),
         ahead("p_ik_over_chance", "P(IK) ranks above chance", AUROC("P(IK)"), AUROC("prior"), "+0.364 (52B, TriviaQA)"),
         ahead("p_ik_brier", "Its Brier score is below the prior's", BRIER("prior"), BRIER("P(IK)")),
         ahead("p_ik_over_probe", "LoRA ranks above the linear probe", AUROC("P(IK)"), AUROC("probe")),

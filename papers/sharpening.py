@@ -53,7 +53,7 @@ from repro import (
     standard,
 )
 from repro.methods.dpo import train_on_pairs
-from repro.methods.pool import answers_of, best_of, of_all, powers_of_two
+from repro.methods.pool import answers_of, best_of, of_all, powers_of_two, sums_of
 from repro.methods.rft import train_on_kept
 from repro.model.sampling import Completion
 from repro.results.metrics import majority_at_k, ratio
@@ -93,18 +93,21 @@ class Config(RunConfig):
 # --- the self-reward ------------------------------------------------------------------------------------------------
 
 
+def of_ended(sums: torch.Tensor, completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
+    """The sums, -inf where a sample has no end, [problems, samples]."""
+    return sums.masked_fill(torch.tensor([[c.truncated for c in group] for group in completions]), -torch.inf)
+
+
 def self_rewards(run: Run, completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
     """log pi_base(y|x), a sum over tokens with the end, [problems, samples]; -inf where a sample has no end."""
-    flat = [c for group in completions for c in group]
-    batch = Batch([(c.prompt, c.ids) for c in flat])
+    batch = Batch([(c.prompt, c.ids) for group in completions for c in group])
     sums = torch.stack([row.double().sum() for row in run.logprobs(batch, BASE).cpu().split(batch.lengths)])
-    return sums.masked_fill(torch.tensor([c.truncated for c in flat]), -torch.inf).view(len(completions), -1)
+    return of_ended(sums.view(len(completions), -1), completions)
 
 
 def random_scores(run: Run, completions: Sequence[Sequence[Completion]]) -> torch.Tensor:
     """In place of the self-reward: the best is any one of a problem's samples that end, [problems, samples]."""
-    truncated = torch.tensor([[c.truncated for c in group] for group in completions])
-    return torch.rand(truncated.shape, generator=run.rng).masked_fill(truncated, -torch.inf)
+    return of_ended(torch.rand(len(completions), len(completions[0]), generator=run.rng), completions)
 
 
 def winners(scores: torch.Tensor) -> list[tuple[int, int]]:
@@ -169,7 +172,11 @@ def rlhf_sharpen(run: Run, config: Config) -> None:
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Best-of-N of the arm's samples by what the base says of them (without @N: of all), and how sharp they are."""
-    scores, right = self_rewards(run, rollouts.completions).numpy(), rollouts.rewards.double().numpy()
+    if run.arm == "base":  # what other papers on its pool have read
+        scores = of_ended(torch.from_numpy(sums_of(run, rollouts)["logp"]), rollouts.completions).numpy()
+    else:
+        scores = self_rewards(run, rollouts.completions).numpy()
+    right = rollouts.rewards.double().numpy()
     lengths = rollouts.lengths.double().numpy()
     answers = answers_of(rollouts)
     metrics: dict[str, Metric] = {}

@@ -99,11 +99,15 @@ class Pool:
 
 def pool_of(run: Run, rollouts: Rollouts) -> Pool:
     """The pool that the evaluation's rollouts are, with scores by the run's policy; those are made once."""
-    tokens, odds = _made_once(run, "token_scores", lambda: _summed(run, rollouts)), odds_of(run, rollouts)
-    answers = answers_of(rollouts)
-    sums = dict(zip(TOKEN_SCORES, tokens.double().numpy(), strict=True))
+    answers, sums, odds = answers_of(rollouts), sums_of(run, rollouts), odds_of(run, rollouts)
     right = rollouts.rewards.double().numpy()
     return Pool(rollouts.problems, rollouts.completions, answers, right, sums, rollouts.lengths.numpy(), odds)
+
+
+def sums_of(run: Run, rollouts: Rollouts) -> dict[str, np.ndarray]:
+    """Sums of the TOKEN_SCORES by the run's policy over each sample of the evaluation, [P, N] each; made once."""
+    tokens = _made_once(run, "token_scores", lambda: _summed(run, rollouts))
+    return dict(zip(TOKEN_SCORES, tokens.double().numpy(), strict=True))
 
 
 def odds_of(run: Run, rollouts: Rollouts) -> np.ndarray:
