@@ -242,7 +242,7 @@ PAPER = Paper(
         base("brier_below_base_rate", "Its Brier score is below the base rate's", "brier, base rate", "brier, P(True)"),
         base("verdict_over_likelihood", "It ranks above the log-prob", "auroc, P(True)", "auroc, log-prob"),
         base("comparison_over_alone", "Other samples help", "auroc of few, comparison", "auroc of few, P(True)"),
-        base("comparison_over_votes", "Above votes, too", "auroc of few, comparison", "auroc of few, frequency"),
+        base("comparison_over_votes", "They rank above votes", "auroc of few, comparison", "auroc of few, frequency"),
         ahead("p_ik_over_chance", "P(IK) ranks above chance", AUROC("P(IK)"), AUROC("prior"), "+0.364 (52B, TriviaQA)"),
         ahead("p_ik_brier", "Its Brier score is below the prior's", BRIER("prior"), BRIER("P(IK)")),
         ahead("p_ik_over_probe", "LoRA ranks above the linear probe", AUROC("P(IK)"), AUROC("probe")),
