@@ -330,8 +330,8 @@ class Run:
 
         With a ``teacher``, which reads the batch's ``contexts``, the function gets its logits as well.
         """
-        if adapter == POLICY and self.policy.is_base:
-            adapter = BASE  # the same values without the adapter's products
+        if adapter == POLICY and not teacher and self.policy.is_base:
+            adapter = BASE  # the same values without the adapter's products; a teacher's adapter would be off, too
         with self.phase("logprobs"), self.policy.using(adapter):
             return self.trainer.values(batch, Reading(function, temperature, teacher))
 

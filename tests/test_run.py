@@ -21,6 +21,7 @@ from repro.arm import run_arm, run_folder, tasks_of
 from repro.methods import standard as kit
 from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.sft import nll
+from repro.model.logprobs import token_logprob
 from repro.model.policy import BASE
 from repro.model.training import Batch, token_weights
 from repro.run import Run
@@ -160,6 +161,21 @@ def test_before_the_first_update_nothing_is_multiplied_with_the_adapter(tmp_path
             run.update(batch, nll)
         assert used and not run.policy.is_base
         assert not torch.equal(run.logprobs(batch), of_base)
+
+    assert run_arm(paper_of(two=train), CONFIG, "two", 0, str(tmp_path))["status"] == "ok"
+
+
+def test_a_trained_teacher_of_a_policy_that_is_the_base_reads_with_its_own_adapter(tmp_path):
+    def train(run: Run, config: Config) -> None:
+        batch = Batch([((5, 6), (7, 8))], contexts=[(5, 6)])
+        for _ in run.stage("train", 1, learning_rate=1e-2):
+            run.update(batch, nll)
+        run.policy.freeze_copy("taught")
+        run.policy.reset()
+        of_copy = run.logprobs(batch, "taught")
+        assert run.policy.is_base and not torch.equal(of_copy, run.logprobs(batch))
+        of_teacher = run.values(batch, lambda _, targets, teacher: token_logprob(teacher, targets), teacher="taught")
+        assert torch.equal(of_teacher, of_copy)
 
     assert run_arm(paper_of(two=train), CONFIG, "two", 0, str(tmp_path))["status"] == "ok"
 
