@@ -71,7 +71,7 @@ class Config(RunConfig):
 
     PRESETS = {  # noqa: RUF012
         "smol": {"updates": 64, "batch": 8},
-        "small": {"updates": 128, "batch": 8},
+        "small": {"updates": 128, "batch": 8, "retried_samples": 1},  # a second turn takes long on a CPU
         "gpu": {"updates": 240, "batch": 16, "learning_rate": 1e-4},
     }
 

@@ -67,7 +67,10 @@ class Config(PoolConfig):
     choice: Literal["options", "solutions"] = "options"
     """What is chosen from: final answers as options (A) to (D) (paper), or a right and a wrong solution."""
 
-    PRESETS = {"tiny": {"choice": "solutions"}}  # noqa: RUF012
+    PRESETS = {  # noqa: RUF012
+        "tiny": {"choice": "solutions"},
+        "small": {"round_problems": 50},  # a conversation of six answers takes a minute on a CPU
+    }
 
 
 # --- choices --------------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def rlhf_sharpen(run: Run, config: Config) -> None:
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Best-of-N of the arm's samples by what the base says of them (without @N: of all), and how sharp they are."""
     if run.arm == "base":  # what other papers on its pool have read
-        scores = of_ended(torch.from_numpy(sums_of(run, rollouts)["logp"]), rollouts.completions).numpy()
+        scores = of_ended(torch.from_numpy(sums_of(rollouts)["logp"]), rollouts.completions).numpy()
     else:
         scores = self_rewards(run, rollouts.completions).numpy()
     right = rollouts.rewards.double().numpy()

@@ -175,7 +175,7 @@ def _result(run: Run, metrics: dict[str, Metric], budget: dict, phases: dict) ->
         "budget": budget,
         "phases": phases,
         "seconds": sum(entry["seconds"] for entry in phases.values()),
-        "settings": asdict(config),
+        "settings": config.told(),
         "tokens_per_batch_used": run.trainer.tokens_per_batch,
         "model": model_identity(run.policy),
         "data": data_identity(run.problems),

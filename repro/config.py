@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import tyro
@@ -13,6 +14,11 @@ import tyro
 
 class ConfigError(ValueError):
     """A setting that can't work. The text is one line that says what is wrong and what would be right."""
+
+
+def folder_name(path: str | None) -> str | None:
+    """The name of a folder that is there; what isn't one (a hub id, a built-in model) stays as it is."""
+    return Path(path).expanduser().resolve().name if path and Path(path).expanduser().is_dir() else path
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,11 @@ class RunConfig:
         for name in ("temperature", "learning_rate", "max_grad_norm"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
+
+    def told(self) -> dict[str, Any]:
+        """The settings as results tell them: of folders the name alone."""
+        named = {name: folder_name(getattr(self, name)) for name in ("model", "data")}
+        return dataclasses.asdict(self) | named
 
     def digest(self) -> str:
         """Eight hexadecimal digits that name these settings: runs with other settings never share a folder."""

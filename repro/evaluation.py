@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from repro.methods.pool import token_scores
 from repro.results.metric import Metric, number, share
 from repro.results.metrics import pass_at_k
 from repro.run import Rollouts, Run, entropy
@@ -14,11 +15,14 @@ SAMPLES = "evaluation-samples"
 
 
 def evaluate(run: Run) -> tuple[dict[str, Metric], Rollouts]:
-    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; the rollouts they come from."""
+    """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; the rollouts they come from.
+
+    Those know their token scores (repro/methods/pool.py).
+    """
     config, problems = run.config, run.held_out()
     chats = [prompts.solve(p) for p in problems]
     generator = torch.Generator(run.policy.device).manual_seed(10_000 + run.seed)
-    completions = run.sample_in_blocks(SAMPLES, chats, config.eval_samples, generator=generator)
+    completions = run.sample_in_blocks(SAMPLES, chats, config.eval_samples, generator=generator, score=token_scores)
     rewards = run.rewards(problems, completions)
     greedy = run.rewards(problems, run.sample(chats, 1, temperature=0.0, generator=generator))[:, 0]
     every = [c for group in completions for c in group]

@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +173,13 @@ class Run:
         generator: torch.Generator | None = None,
         stop: Sequence[int] = (),
         max_new_tokens: int | None = None,
+        score: TokenFunction | None = None,
     ) -> list[list[Completion]]:
         """``samples`` completions of each conversation, by the policy, by BASE or by a frozen copy.
 
         A conversation may be given as token ids: what the policy wrote before is then gone on with token by token.
         ``stop``: further tokens that end a completion. ``max_new_tokens``: another limit than that of the settings.
+        ``score``: summed over each completion, in its ``scores``.
         """
         temperature = self.config.temperature if temperature is None else temperature
         with self.phase("sample"), self.policy.sampling(adapter) as model:
@@ -190,6 +192,7 @@ class Run:
                 [*self.policy.stop_ids, *stop],
                 generator or self.generator,
                 self.config.rows_per_batch,
+                score,
             )
         if adapter == POLICY and self.policy.merge_rounds:
             self.log(merged=self.policy.merged_share())
@@ -204,32 +207,54 @@ class Run:
         samples: int,
         temperature: float | None = None,
         generator: torch.Generator | None = None,
+        score: TokenFunction | None = None,
     ) -> list[list[Completion]]:
-        """As ``sample``, for what takes long: each block is saved under ``name``, and none is sampled twice.
-
-        A line for each tells how long the rest takes. Blocks are made of whole batches: the completions are the same.
-        """
-        generator, file = generator or self.generator, self.folder / f"{name}.pt"
+        """As ``sample``, for what takes long: ``in_blocks`` of whole batches, so that the completions are the same."""
+        generator = generator or self.generator
         encoded = [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-        size = BATCHES * max(1, self.config.rows_per_batch // samples)
-        done: list = []
-        if file.exists():
-            stored = torch.load(file, weights_only=True)
-            done = stored["rows"]
-            generator.set_state(stored["generator"])
-        began, before = time.monotonic(), len(done)
-        for start in range(before, len(order), size):
-            block = [encoded[i] for i in order[start : start + size]]
-            done += as_rows(self.sample(block, samples, temperature, generator=generator))
-            if len(done) < len(order) or before:
-                state = {"rows": done, "generator": generator.get_state()}
-                write_atomically(file, lambda f, state=state: torch.save(state, f))
-                self._report(name, len(done), len(order), (time.monotonic() - began) / (len(done) - before), "problem")
+
+        def make(first: int, last: int) -> list:
+            block = [encoded[i] for i in order[first:last]]
+            return as_rows(self.sample(block, samples, temperature, generator=generator, score=score))
+
+        done = self.in_blocks(self.folder / f"{name}.pt", len(order), samples, make, generator)
         found: list[list[Completion]] = [[] for _ in order]
         for i, group in zip(order, from_rows(done), strict=True):
             found[i] = group
         return found
+
+    def in_blocks(
+        self,
+        file: Path,
+        problems: int,
+        samples: int,
+        make: Callable[[int, int], list],
+        generator: torch.Generator | None = None,
+        keep: bool = False,
+    ) -> list:
+        """``make(first, last)`` of the problems from first to last, a value each; all blocks' values.
+
+        Each block is saved in the file, with the state of a generator that is drawn from, and none is made twice; a
+        line for each tells how long the rest takes. What fits into one block isn't saved but with ``keep``.
+        """
+        done: list = []
+        size = BATCHES * max(1, self.config.rows_per_batch // samples)
+        if file.exists():
+            stored = torch.load(file, weights_only=True)
+            done = stored["rows"]
+            if generator:
+                generator.set_state(stored["generator"])
+        began, before = time.monotonic(), len(done)
+        for start in range(before, problems, size):
+            done += make(start, min(start + size, problems))
+            if keep or size < problems:
+                state = {"rows": done, "generator": generator and generator.get_state()}
+                write_atomically(file, lambda f, state=state: torch.save(state, f))
+            if size < problems:
+                rate = (time.monotonic() - began) / (len(done) - before)
+                self._report(file.stem, len(done), problems, rate, "problem")
+        return done
 
     def rewards(self, problems: Sequence[Problem], completions: list[list[Completion]]) -> torch.Tensor:
         """1 for a right final answer, else 0; a truncated completion is wrong. [problems, samples]."""
@@ -325,15 +350,17 @@ class Run:
         adapter: str = POLICY,
         temperature: float = 1.0,
         teacher: str = "",
+        last: bool = False,
     ) -> torch.Tensor:
         """``function(logits, targets)`` at every completion token, no gradient, [tokens] or [tokens, k].
 
-        With a ``teacher``, which reads the batch's ``contexts``, the function gets its logits as well.
+        With a ``teacher``, which reads the batch's ``contexts``, the function gets its logits as well. ``last``: only
+        at each completion's last token, [sequences] or [sequences, k].
         """
         if adapter == POLICY and not teacher and self.policy.is_base:
             adapter = BASE  # the same values without the adapter's products; a teacher's adapter would be off, too
         with self.phase("logprobs"), self.policy.using(adapter):
-            return self.trainer.values(batch, Reading(function, temperature, teacher))
+            return self.trainer.values(batch, Reading(function, temperature, teacher, last))
 
     def divergences(self, batch: Batch, divergence: Divergence, teacher: str, temperature: float = 1.0) -> torch.Tensor:
         """``divergence(student, teacher)`` at every token of a batch with the teacher's contexts, no gradient."""
@@ -451,7 +478,8 @@ class Run:
 
 def as_rows(completions: Sequence[Sequence[Completion]]) -> list[list[tuple]]:
     """Completions as plain values, for a file."""
-    return [[(c.prompt, c.ids, c.logprobs, c.text, c.truncated) for c in group] for group in completions]
+    names = [field.name for field in fields(Completion)]
+    return [[tuple(getattr(c, name) for name in names) for c in group] for group in completions]
 
 
 def from_rows(rows: Sequence[Sequence[Sequence]]) -> list[list[Completion]]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from conftest import ROOT
@@ -11,7 +12,7 @@ from conftest import ROOT
 from repro import reproduce, skeleton
 from repro.arm import work
 from repro.cli import main
-from repro.config import ConfigError, Launch
+from repro.config import ConfigError, Launch, RunConfig
 from repro.launch.record import command, remember_command
 from repro.scripts import find_script, load_script
 
@@ -50,6 +51,19 @@ def test_the_command_in_a_result_names_no_folder_of_the_users(words, monkeypatch
     monkeypatch.setenv("REPRO_COMMAND", "")
     remember_command(["repro", "run", "nft", *words])
     assert command() == "repro run nft --seeds 2"
+
+
+def test_results_name_a_users_folder_without_its_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPRO_COMMAND", "")
+    (tmp_path / "a-model").mkdir()
+    for words in (["--model", f"{tmp_path}/a-model", "--seeds", "2"], [f"--model={tmp_path}/a-model", "--seeds", "2"]):
+        remember_command(["repro", "run", "nft", *words])
+        assert command() == "repro run nft --model a-model --seeds 2"
+    config = RunConfig(model=f"{tmp_path}/a-model", data=str(tmp_path))
+    told = config.told()
+    assert (told["model"], told["data"]) == ("a-model", tmp_path.name)
+    assert told | {"model": config.model, "data": config.data} == asdict(config)
+    assert RunConfig.for_preset("small").told()["model"] == "Qwen/Qwen2.5-0.5B-Instruct"
 
 
 def test_arms_share_problems_and_budget(finished):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from repro.config import folder_name
 from repro.model.policy import Policy
 from repro.tasks.problem import Problem
 
@@ -55,9 +56,10 @@ def data_identity(problems: Sequence[Problem]) -> dict:
 
 
 def remember_command(words: Sequence[str]) -> None:
-    """Keep a command line for this process and its workers, without --out: a folder changes no result."""
-    kept = [w for w, before in zip(words, ("", *words), strict=False) if w != "--out" != before]
-    os.environ["REPRO_COMMAND"] = shlex.join(w for w in kept if not w.startswith("--out="))
+    """Keep a command line for this process and its workers: without --out, and with folders' names for their paths."""
+    split = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    kept = [w for w, before in zip(split, ("", *split), strict=False) if w != "--out" != before]
+    os.environ["REPRO_COMMAND"] = shlex.join(map(folder_name, kept))
 
 
 def command() -> str:

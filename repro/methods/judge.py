@@ -18,26 +18,37 @@ from repro.tasks.problem import Problem
 from repro.tasks.prompts import Chat
 
 
-def choice_logprobs(run: Run, chats: Sequence[Chat], choices: Sequence[str], adapter: str = POLICY) -> torch.Tensor:
+def choice_logprobs(
+    run: Run, chats: Sequence[Chat], choices: Sequence[str], adapter: str = POLICY, alike: int = 1
+) -> torch.Tensor:
     """log P of each choice, one token each, as the next token of each conversation, [chats, choices].
 
-    Not renormalised over the choices; equal conversations are read once. Raises ConfigError for a choice that isn't
-    one token.
+    Not renormalised over the choices; equal conversations are read once. ``alike``: so many neighbours begin alike, and
+    share what they begin with. Raises ConfigError for a choice that isn't one token.
     """
     tokens = [run.policy.token(choice) for choice in choices]
     if not chats:
         return torch.zeros(0, len(tokens))
     encoded = [tuple(run.policy.encode(chat)) for chat in chats]
-    once = list(dict.fromkeys(encoded))
-    batch = Batch([(ids, tokens[:1]) for ids in once])
-    read = run.values(batch, lambda logits, _: logits.log_softmax(-1)[:, tokens], adapter).cpu()
+    cuts = [_shared(encoded[i : i + alike]) for i in range(0, len(encoded), alike)]
+    once = {ids: cuts[i // alike] for i, ids in enumerate(encoded)}
+    batch = Batch([(ids[:cut], [*ids[cut:], tokens[0]]) for ids, cut in once.items()])
+    read = run.values(batch, lambda logits, _: logits.log_softmax(-1)[:, tokens], adapter, last=True).cpu()
     place = {ids: i for i, ids in enumerate(once)}
     return read[[place[ids] for ids in encoded]]
 
 
-def log_odds(run: Run, chats: Sequence[Chat], yes: str = "Yes", no: str = "No", adapter: str = POLICY) -> torch.Tensor:
-    """log P(yes) - log P(no), [chats]; its sigmoid is P(yes) among the two."""
-    read = choice_logprobs(run, chats, (yes, no), adapter)
+def _shared(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens that all of them begin with."""
+    first, last = min(sequences), max(sequences)  # in order, so that the others lie between
+    return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+
+
+def log_odds(
+    run: Run, chats: Sequence[Chat], yes: str = "Yes", no: str = "No", adapter: str = POLICY, alike: int = 1
+) -> torch.Tensor:
+    """log P(yes) - log P(no), [chats]; its sigmoid is P(yes) among the two. ``alike``: as in ``choice_logprobs``."""
+    read = choice_logprobs(run, chats, (yes, no), adapter, alike)
     return read[:, 0] - read[:, 1]
 
 
@@ -53,7 +64,7 @@ def judged(
     ``ask``: ``prompts.verify``, ``verify_steps`` (of the first steps) or ``verify_with_reference``.
     """
     chats = [ask(problem, text) for problem, group in zip(problems, texts, strict=True) for text in group]
-    return log_odds(run, chats, adapter=adapter).view(len(problems), -1)
+    return log_odds(run, chats, adapter=adapter, alike=len(texts[0]) if texts else 1).view(len(problems), -1)
 
 
 def preferred(

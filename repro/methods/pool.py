@@ -1,8 +1,8 @@
-"""A pool: many samples of each problem by one model, drawn once, scored once, read by many papers.
+"""A pool: many samples of each problem by one model, drawn and scored once, read by many papers.
 
 The pool of the base is the evaluation of the standard arm ``base`` with as many ``eval_samples``: all papers that ask
-for the same ones share it, and its scores stand beside it in the arm's folder. Selectors choose an answer from some of
-a problem's samples; estimates are over subsets of the pool.
+for the same ones share it, and its verdicts, which stand beside it in the arm's folder. Selectors choose an answer from
+some of a problem's samples; estimates are over subsets of the pool.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from math import comb
 import numpy as np
 import torch
 
-from repro.config import RunConfig
-from repro.launch.storage import write_atomically
+from repro.config import ConfigError, RunConfig
 from repro.methods.judge import judged
 from repro.methods.multiturn import final_answers
 from repro.model.sampling import Completion
-from repro.model.training import Batch
 from repro.results.files import locked
 from repro.results.metric import Metric
 from repro.results.metrics import majority
@@ -98,33 +96,33 @@ class Pool:
 
 
 def pool_of(run: Run, rollouts: Rollouts) -> Pool:
-    """The pool that the evaluation's rollouts are, with scores by the run's policy; those are made once."""
-    answers, sums, odds = answers_of(rollouts), sums_of(run, rollouts), odds_of(run, rollouts)
+    """The pool that the evaluation's rollouts are, with the run's policy's verdicts on them."""
+    answers, sums, odds = answers_of(rollouts), sums_of(rollouts), odds_of(run, rollouts)
     right = rollouts.rewards.double().numpy()
     return Pool(rollouts.problems, rollouts.completions, answers, right, sums, rollouts.lengths.numpy(), odds)
 
 
-def sums_of(run: Run, rollouts: Rollouts) -> dict[str, np.ndarray]:
-    """Sums of the TOKEN_SCORES by the run's policy over each sample of the evaluation, [P, N] each; made once."""
-    tokens = _made_once(run, "token_scores", lambda: _summed(run, rollouts))
-    return dict(zip(TOKEN_SCORES, tokens.double().numpy(), strict=True))
+def sums_of(rollouts: Rollouts) -> dict[str, np.ndarray]:
+    """Sums of the TOKEN_SCORES over each sample of the evaluation, by the policy that wrote it, [P, N] each.
+
+    Raises ConfigError for samples that have none.
+    """
+    scores = [[c.scores for c in group] for group in rollouts.completions]
+    if not all(len(sums) == len(TOKEN_SCORES) for group in scores for sums in group):
+        raise ConfigError("an evaluation of an earlier version has no token scores: run with another --out")
+    return dict(zip(TOKEN_SCORES, np.moveaxis(np.array(scores, dtype=float), -1, 0), strict=True))
 
 
 def odds_of(run: Run, rollouts: Rollouts) -> np.ndarray:
-    """Log-odds of the run's policy that each solution of the evaluation is right, [P, N]; made once."""
+    """Log-odds of the run's policy that each solution of the evaluation is right, [P, N]; made once, block by block."""
     texts = [[c.text for c in group] for group in rollouts.completions]
-    return _made_once(run, "odds", lambda: judged(run, rollouts.problems, texts)).double().numpy()
 
+    def judge(first: int, last: int) -> list[list[float]]:
+        return judged(run, rollouts.problems[first:last], texts[first:last]).tolist()
 
-def _made_once(run: Run, name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A tensor that belongs to the evaluation's rollouts, from their folder where it was made before."""
     with locked(run.evaluated_in):
-        file = run.evaluated_in / f"{name}.pt"
-        if file.exists():
-            return torch.load(file, weights_only=True)
-        made = make()
-        write_atomically(file, lambda f: torch.save(made, f))
-        return made
+        rows = run.in_blocks(run.evaluated_in / "odds.pt", len(texts), len(texts[0]), judge, keep=True)
+    return np.array(rows)
 
 
 def answers_of(rollouts: Rollouts) -> list[list[str | None]]:
@@ -133,17 +131,6 @@ def answers_of(rollouts: Rollouts) -> list[list[str | None]]:
         [None if c.truncated else a for a, c in zip(final_answers([c.text for c in group]), group, strict=True)]
         for group in rollouts.completions
     ]
-
-
-def _summed(run: Run, rollouts: Rollouts) -> torch.Tensor:
-    """Sums of the token scores, [scores, problems, samples]; equal samples of a problem are read once."""
-    flat = [c for group in rollouts.completions for c in group]
-    once = {(c.prompt, c.ids): c for c in flat}
-    batch = Batch([(c.prompt, c.ids) for c in once.values()])
-    rows = run.values(batch, token_scores).cpu().split(batch.lengths)
-    found = dict(zip(once, (row.double().sum(0) for row in rows), strict=True))
-    read = torch.stack([found[c.prompt, c.ids] for c in flat])
-    return read.T.reshape(-1, len(rollouts.completions), len(rollouts.completions[0]))
 
 
 # --- selectors: an answer from some samples --------------------------------------------------------------------------

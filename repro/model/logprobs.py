@@ -183,9 +183,19 @@ def lm_head(model: PreTrainedModel, temperature: float = 1.0) -> Callable[[torch
         out = out if out.dtype == torch.float64 else out.float()
         if cap is not None:
             out = cap * torch.tanh(out / cap)
-        return out / temperature
+        return tempered(out, temperature)
 
     return logits
+
+
+def tempered(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """logits / temperature; as they are at 1, and at 0, where the largest is taken."""
+    return logits if temperature in (0, 1) else logits / temperature
+
+
+def columns(function: TokenFunction | None) -> int:
+    """k of a function that gives [tokens, k], or 0 without one."""
+    return 0 if function is None else function(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)).shape[1]
 
 
 def pad(sequences: Sequence[Sequence[int]], fill: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,13 +284,18 @@ def completion_values(
     function: TokenFunction = token_logprob,
     temperature: float = 1.0,
     pad_id: int = 0,
+    last: bool = False,
 ) -> torch.Tensor:
     """``function`` at every completion token of ``(prompt ids, completion ids)`` pairs, concatenated in order.
 
-    The logits at a position are those that predict its token. Prompt and padding never reach the head. The model is a
-    causal language model of transformers, without a PEFT wrapper around it (``PeftModel.get_base_model()``).
+    The logits at a position are those that predict its token. Prompt and padding never reach the head; ``last``: only
+    the last token of each completion does. The model is a causal language model of transformers, without a PEFT wrapper
+    around it (``PeftModel.get_base_model()``).
     """
     hidden, targets = completion_hidden(model, sequences, pad_id)
+    if last:
+        ends = torch.tensor([len(completion) for _, completion in sequences]).cumsum(0) - 1
+        hidden, targets = (t[upload(ends, t.device)] for t in (hidden, targets))
     return per_token(hidden, lm_head(model, temperature), function, targets, chunk=_chunk(model))
 
 

@@ -15,7 +15,9 @@ from repro.config import ConfigError
 from repro.model import static
 from repro.model.attention import is_plain, sees_all
 from repro.model.cache import RoomyLayer
-from repro.model.logprobs import lm_head, pad
+from repro.model.logprobs import TokenFunction, columns, lm_head, pad, tempered
+
+Decoded = tuple[list[int], list[float], list[float]]  # ids, log-probs, sums of scores
 
 _room: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()  # tokens side by side, where more were too many
 PROMPT_TOKENS = 4096  # of prompts computed together on a CPU: more don't stay in its cache
@@ -26,7 +28,8 @@ KEEP = 0.9  # rows that are over leave when so few others are left: the cache is
 class Completion:
     """One sampled answer. ``ids`` holds the stop token where there was one; ``truncated``: there was none.
 
-    ``logprobs`` are those of the sampling temperature, one per id.
+    ``logprobs`` are those of the sampling temperature, one per id. ``scores``: sums over the ids of what was asked for
+    (``sample``).
     """
 
     prompt: tuple[int, ...]
@@ -34,6 +37,7 @@ class Completion:
     logprobs: tuple[float, ...]
     text: str
     truncated: bool
+    scores: tuple[float, ...] = ()
 
     @property
     def answer(self) -> tuple[int, ...]:
@@ -172,17 +176,21 @@ def _decode(
     decoding: Decoding,
     stop: torch.Tensor,
     tokenizer: object,
+    score: TokenFunction | None,
     generator: torch.Generator,
-) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probs of ``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
-    head, room, device = lm_head(model, decoding.temperature or 1.0), decoding.max_new_tokens, generator.device
+) -> list[Decoded]:
+    """``samples`` completions of each prompt, in prompt order. Raises ValueError for NaN."""
+    head, room, device = lm_head(model), decoding.max_new_tokens, generator.device
     rows = _Rows(model, prompts, samples, room, tokenizer.pad_token_id)
     tokens = torch.full((len(rows.live), room), tokenizer.pad_token_id, device=device)
     logps = torch.zeros(len(rows.live), room, device=device)
     lengths = torch.full((len(rows.live),), room, device=device)
+    sums = torch.zeros(len(rows.live), columns(score), dtype=torch.float64, device=device)
     for t in range(room):
-        live = rows.live
-        token, logp = choose(head(rows.hidden), rows.row, decoding, generator)
+        live, logits = rows.live, head(rows.hidden)
+        token, logp = choose(tempered(logits, decoding.temperature), rows.row, decoding, generator)
+        if score:
+            sums[live] += score(logits[rows.row], token).double()
         tokens[live, t], logps[live, t] = token, logp.float()
         ends = torch.isin(token, stop)
         lengths[live[ends]] = t + 1
@@ -191,13 +199,13 @@ def _decode(
         rows.go_on(token, ~ends)
     if logps.isnan().any():
         raise ValueError("the model's logits are not numbers")
-    pairs = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
-    return [(row[:n], logp[:n]) for row, logp, n in pairs]
+    found = zip(tokens.tolist(), logps.tolist(), sums.tolist(), lengths.tolist(), strict=True)
+    return [(row[:n], logp[:n], scores) for row, logp, scores, n in found]
 
 
 def _decode_in_memory(
     model: PreTrainedModel, prompts: list[list[int]], samples: int, decoding: Decoding, *more
-) -> list[tuple[list[int], list[float]]]:
+) -> list[Decoded]:
     """``_decode``; when memory runs out, or did before at this size, in two halves one after the other."""
     generator: torch.Generator = more[-1]
     rest = (decoding, *more)
@@ -236,15 +244,16 @@ def _decode_in_slots(
     samples: int,
     decoding: Decoding,
     stop: Sequence[int],
+    score: TokenFunction | None,
     generator: torch.Generator,
     rows: int,
-) -> list[tuple[list[int], list[float]]]:
+) -> list[Decoded]:
     """``static.decode``; when memory runs out, or did before at this size, with fewer slots."""
     length, before = max(map(len, prompts)) + decoding.max_new_tokens, generator.get_state()
     rows = max(1, min(rows, len(prompts) * samples, _room.get(model, rows * length) // length))
     while True:
         try:
-            args = decoding.temperature, decoding.max_new_tokens, stop, generator, rows
+            args = decoding.temperature, decoding.max_new_tokens, stop, score, generator, rows
             return static.decode(model, prompts, samples, *args)
         except torch.OutOfMemoryError:
             if rows == 1:
@@ -265,11 +274,14 @@ def sample(
     stop_ids: Sequence[int],
     generator: torch.Generator,
     rows: int = 256,
+    score: TokenFunction | None = None,
 ) -> list[list[Completion]]:
     """``samples`` completions of each prompt (token ids), in the order of the prompts.
 
     Prompts of similar length are decoded together, about ``rows`` completions side by side, fewer when memory runs out.
-    Same generator state, same completions, on a CPU to the last bit. Raises ConfigError where --sampler static can't.
+    Same generator state, same completions, on a CPU to the last bit. ``score(logits, token)`` [tokens, k], at
+    temperature 1, is summed over each completion as it is written: nothing has to be read a second time. Raises
+    ConfigError where --sampler static can't.
     """
     if model.training:
         raise ValueError("sampling needs a model in eval mode")
@@ -283,11 +295,12 @@ def sample(
         block = order[start : start + width]
         some = [list(prompts[i]) for i in block]
         if slots:
-            decoded = _decode_in_slots(model, some, samples, decoding, stop_ids, generator, rows)
+            decoded = _decode_in_slots(model, some, samples, decoding, stop_ids, score, generator, rows)
         else:
-            decoded = _decode_in_memory(model, some, samples, decoding, stop, tokenizer, generator)
-        texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, _ in decoded])
-        for k, (ids, logps) in enumerate(decoded):
-            i = block[k // samples]
-            results[i].append(Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k], ids[-1] not in ends))
+            decoded = _decode_in_memory(model, some, samples, decoding, stop, tokenizer, score, generator)
+        texts = tokenizer.batch_decode([ids[:-1] if ids[-1] in ends else ids for ids, *_ in decoded])
+        for k, (ids, logps, scores) in enumerate(decoded):
+            i, truncated = block[k // samples], ids[-1] not in ends
+            made = Completion(tuple(prompts[i]), tuple(ids), tuple(logps), texts[k], truncated, tuple(scores))
+            results[i].append(made)
     return results

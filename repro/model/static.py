@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from repro.config import ConfigError
 from repro.model.attention import unmasked, upload
 from repro.model.cache import SlotLayer
-from repro.model.logprobs import lm_head
+from repro.model.logprobs import TokenFunction, columns, lm_head, tempered
 
 LENGTH = 128  # lengths that attention looks at are multiples of this: one graph each
 FEWEST = 8  # rows of the smallest graph; the others double
@@ -43,28 +43,36 @@ class Slots:
     """Completions under way, one per slot, and the step that gives each its next token.
 
     at, token, made [slots]: where the next token goes, which it is, how many were sampled. done [slots]. ids, logps,
-    u [slots, limit]: what was sampled, its log-probs, and the uniform number that each draw uses.
+    u [slots, limit]: what was sampled, its log-probs, and the uniform number that each draw uses. sums [slots, scores].
     """
 
     keep: ClassVar[bool] = True  # between calls, graphs and all
 
     def __init__(
-        self, model: PreTrainedModel, slots: int, room: int, limit: int, temperature: float, stop: Sequence[int]
+        self,
+        model: PreTrainedModel,
+        slots: int,
+        room: int,
+        limit: int,
+        temperature: float,
+        stop: Sequence[int],
+        score: TokenFunction | None = None,
     ):
         device, config = model.device, model.config
-        self.decoder, self.head = model.get_decoder(), lm_head(model, temperature or 1.0)  # not the model: see _kept
-        self.temperature = temperature
+        self.decoder, self.head = model.get_decoder(), lm_head(model)  # not the model: see _kept
+        self.temperature, self.score = temperature, score
         self.at, self.token, self.made = (torch.zeros(slots, dtype=torch.long, device=device) for _ in range(3))
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
         self.ids = torch.zeros(slots, limit, dtype=torch.long, device=device)
         self.logps, self.u = (torch.zeros(slots, limit, device=device) for _ in range(2))
+        self.sums = torch.zeros(slots, columns(score), dtype=torch.float64, device=device)
         self.slot, self.place = torch.arange(slots, device=device), torch.arange(room, device=device)
         self.stop = upload(list(stop), device)
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         like = model.get_input_embeddings().weight
         heads = config.num_key_value_heads
         self.layers = [SlotLayer(like, self.at, heads, room, width) for _ in range(config.num_hidden_layers)]
-        self.buffers = [self.at, self.token, self.made, self.done, self.ids, self.logps, self.u]
+        self.buffers = [self.at, self.token, self.made, self.done, self.ids, self.logps, self.u, self.sums]
         self.buffers += [t for layer in self.layers for t in (layer.keys, layer.values)]
         self.graphs: dict[tuple[int, int], Graph | None] = {}
 
@@ -83,7 +91,8 @@ class Slots:
             past_key_values=Cache(layers=self.layers),
             use_cache=True,
         )
-        logits = self.head(out.last_hidden_state[:, -1])
+        raw = self.head(out.last_hidden_state[:, -1])
+        logits = tempered(raw, self.temperature)
         slot, here = self.slot[:rows], made.clamp(max=self.ids.shape[1] - 1)
         total = logits.logsumexp(-1, keepdim=True)
         if self.temperature == 0:
@@ -94,6 +103,8 @@ class Slots:
             chosen = torch.searchsorted(cumulative, wanted, right=True).clamp(max=logits.shape[-1] - 1)
         logp = (logits.gather(-1, chosen) - total)[:, 0]
         chosen = chosen[:, 0]
+        if self.score:
+            self.sums[:rows].add_(self.score(raw, chosen).double().masked_fill(done[:, None], 0.0))
         self.ids[slot, here] = torch.where(done, self.ids[slot, here], chosen)
         self.logps[slot, here] = torch.where(done, self.logps[slot, here], logp.float())
         live = (~done).long()
@@ -134,6 +145,7 @@ class Slots:
         self.at[slot] = upload([len(p) - 1 for p in prompts], device)
         self.token[slot] = upload([p[-1] for p in prompts], device)
         self.made[slot] = 0
+        self.sums[slot] = 0
         self.done[slot] = False
         self.u[slot] = u
         for read in {id(layers): layers for _, layers in held}.values():  # together
@@ -228,10 +240,11 @@ def decode(
     temperature: float,
     limit: int,
     stop: Sequence[int],
+    score: TokenFunction | None,
     generator: torch.Generator,
     most: int,
-) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probs of ``samples`` completions of each prompt, in prompt order, at most ``most`` side by side.
+) -> list[tuple[list[int], list[float], list[float]]]:
+    """Ids, log-probs and sums of scores of ``samples`` completions of each prompt, in order, ``most`` side by side.
 
     All random numbers are drawn first, one per sample and token: what a sample becomes doesn't depend on what shares
     its batch. Raises ValueError for NaN, ConfigError for a model whose step can't be captured.
@@ -242,8 +255,9 @@ def decode(
     u = torch.rand(total, limit, generator=generator, device=device) * (1 - 2**-23)
     ids, logps = torch.zeros(total, limit, dtype=torch.long, device=device), torch.zeros(total, limit, device=device)
     made = torch.zeros(total, dtype=torch.long, device=device)
+    sums = torch.zeros(total, columns(score), dtype=torch.float64, device=device)
     with unmasked(model):
-        slots = _slots(model, most, room, limit, temperature, tuple(stop))
+        slots = _slots(model, most, room, limit, temperature, tuple(stop), score)
         queue, rows, owner, began, steps = _Queue(model, prompts, samples, u), most, {}, {}, 0
         slots.done.fill_(True)
         while queue or owner:
@@ -256,11 +270,12 @@ def decode(
             over = [j for j, done in enumerate(slots.done[:rows].tolist()) if done and j in owner]
             if over:
                 here, there = upload(over, device), upload([owner.pop(j) for j in over], device)
-                ids[there], logps[there], made[there] = slots.ids[here], slots.logps[here], slots.made[here]
+                for kept, mine in ((ids, slots.ids), (logps, slots.logps), (made, slots.made), (sums, slots.sums)):
+                    kept[there] = mine[here]
     if logps.isnan().any():
         raise ValueError("the model's logits are not numbers")
-    found = zip(ids.tolist(), logps.tolist(), made.tolist(), strict=True)
-    return [(row[:n], logp[:n]) for row, logp, n in found]
+    found = zip(ids.tolist(), logps.tolist(), sums.tolist(), made.tolist(), strict=True)
+    return [(row[:n], logp[:n], scores) for row, logp, scores, n in found]
 
 
 def _compact(slots: Slots, rows: int, owner: dict[int, int], most: int) -> int:

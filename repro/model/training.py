@@ -39,12 +39,14 @@ class Reading:
     """What is read off the model at each completion token before the loss sees it.
 
     ``function(logits, targets)``, or with a ``teacher`` (an adapter that reads the batch's ``contexts``)
-    ``function(logits, targets, teacher's logits)``. ``temperature`` divides all logits.
+    ``function(logits, targets, teacher's logits)``. ``temperature`` divides all logits. ``last``: only at the last
+    token of each completion, without a teacher.
     """
 
     function: TokenFunction | TaughtFunction = token_logprob
     temperature: float = 1.0
     teacher: str = ""
+    last: bool = False
 
 
 LOGPROBS = Reading()
@@ -186,12 +188,16 @@ class Trainer:
         self.steps = 0
 
     def values(self, batch: Batch, reading: Reading = LOGPROBS) -> torch.Tensor:
-        """What is read at every completion token under the active adapter, no gradient, [tokens] or [tokens, k]."""
+        """What is read at every completion token under the active adapter, no gradient, [tokens] or [tokens, k].
+
+        ``reading.last``: one for each sequence.
+        """
         pieces: dict[int, torch.Tensor] = {}
         with torch.no_grad():
             for rows in batch.micro_batches(self.tokens_per_batch):
                 part = batch.select(rows)
-                pieces.update(zip(rows, self._forward(part, reading).split(part.lengths), strict=True))
+                lengths = [1] * len(rows) if reading.last else part.lengths
+                pieces.update(zip(rows, self._forward(part, reading).split(lengths), strict=True))
         return torch.cat([pieces[r] for r in range(len(batch.sequences))])
 
     def _forward(self, batch: Batch, reading: Reading) -> torch.Tensor:
@@ -203,7 +209,8 @@ class Trainer:
     def _read(self, batch: Batch, reading: Reading) -> torch.Tensor:
         model, pad_id = self.policy.model.get_base_model(), self.policy.tokenizer.pad_token_id
         if not reading.teacher:
-            return completion_values(model, batch.sequences, reading.function, reading.temperature, pad_id)
+            function, temperature = reading.function, reading.temperature
+            return completion_values(model, batch.sequences, function, temperature, pad_id, reading.last)
         with torch.no_grad(), self.policy.using(reading.teacher):
             teacher, _ = completion_hidden(model, batch.seen_by_teacher(), pad_id)
         return completion_taught(model, batch.sequences, teacher, reading.function, reading.temperature, pad_id)

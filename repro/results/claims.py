@@ -12,7 +12,8 @@ from scipy import stats
 
 from repro.results.metrics import RESAMPLES, interval, p_value
 
-FEWEST = 3  # seeds of a verdict
+FEWEST = 3  # seeds of a verdict, where something is trained
+UNTRAINED = "base"  # the arm whose seeds differ in nothing but what was sampled
 LOOKS = (5, 10, 20)  # numbers of seeds at which a claim is decided, and no other
 LEVEL = 0.0194  # of each look: 5 % over the three (Pocock's boundary for looks of 5, 10 and 20 seeds)
 MARGIN = 0.02  # the default of a claim; for what isn't a share it says nothing
@@ -26,6 +27,8 @@ def check_claim(claim: dict, rows: Sequence[dict], resamples: int = RESAMPLES) -
     Seeds that both arms finished count, in their order; the difference is paired by problem where both metrics have
     values of problems. The first look that decides stands, later seeds change nothing; without one, the last that was
     reached is shown; with 3 or 4 seeds the test of a look is shown without being one. ``p`` counts the three looks.
+    Within the untrained base, where no training's luck is shared by all problems, one or two seeds are shown like 3 or
+    4: the interval is over the problems of the seeds' mean.
     """
     left, right = claim["left"], claim["right"]
     found = {
@@ -43,12 +46,16 @@ def check_claim(claim: dict, rows: Sequence[dict], resamples: int = RESAMPLES) -
     reached = [look for look in LOOKS if look <= len(values)] or [len(values)]
     for count in reached:
         used = values[:count]
+        pool = count < FEWEST and left[0] == right[0] == UNTRAINED and used.shape[1] > 1
+        if pool:
+            used = used.mean(0, keepdims=True)
         low, high = interval(used, LEVEL, resamples)
         found |= {"difference": float(used.mean()), "interval": None if math.isnan(low) else [low, high]}
         found["look"] = count if count in LOOKS else None
-        found["verdict"], found["reason"] = _judge(claim, unit, count, low, high)
+        enough = pool or count >= FEWEST
+        found["verdict"], found["reason"] = _judge(claim, unit, count, low, high, enough)
         p = p_value(used, claim["threshold"])
-        found["p"] = None if math.isnan(p) or count < FEWEST else over_looks(p)
+        found["p"] = None if math.isnan(p) or not enough else over_looks(p)
         if found["verdict"] in DECIDED:
             break
     return found
@@ -77,13 +84,15 @@ def paired(left: Sequence[str], right: Sequence[str], rows: Sequence[dict]) -> t
     return np.asarray(single, dtype=float), unit, None
 
 
-def _judge(claim: dict, unit: str, seeds: int, low: float, high: float) -> tuple[str | None, str | None]:
+def _judge(claim: dict, unit: str, seeds: int, low: float, high: float, enough: bool) -> tuple[str | None, str | None]:
     """The verdict of an interval, and what is to be said with it."""
-    if seeds < FEWEST:
+    if not enough:
         return None, f"no verdict from {('one seed', 'two seeds')[seeds - 1]}: run --seeds {LOOKS[0]}"
     if low == high:
         return None, "no verdict: the seeds don't differ, so that the interval has no width"
     provisional = f"provisional: a claim is decided at {', '.join(map(str, LOOKS[:-1]))} and {LOOKS[-1]} seeds"
+    if seeds < FEWEST:
+        provisional += f"; the interval is over the problems of {('one pool', 'two pools')[seeds - 1]}"
     word = verdict(low, high, claim["threshold"], allowed_margin(claim, unit))
     if word == "undecided":
         return word, f"excluded: {excluded(low, high, unit)}" + (f"; {provisional}" if seeds < LOOKS[0] else "")

@@ -141,7 +141,7 @@ def paper_page(summaries: Sequence[dict], findings: bool) -> str:
         parts.append(f"![Figure of {slug}, preset {preset}]({preset}.png)")
         parts.append(
             f"Rows: [{preset}.jsonl]({preset}.jsonl), made with commit {', '.join(made['commits'])} on "
-            f"{', '.join(made['devices'])}, {made['dates'][1]}."
+            f"{', '.join(made['devices'])}, {made['dates'][1]}, from the model {summary['settings']['model']}."
         )
     parts.append(HOW)
     return "\n\n".join(parts) + "\n"

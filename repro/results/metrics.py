@@ -206,20 +206,19 @@ def p_value(values: np.ndarray, threshold: float = 0.0) -> float:
     """The level at which the interval of the mean of ``values`` [seeds, problems] would end at the threshold.
 
     From the two variances that ``interval`` resamples, in place of resampling for every level: the half-width at a
-    level is sqrt(t^2 V_seeds + z^2 V_problems). With one column it is the p of the t test. NaN without a variance.
+    level is sqrt(t^2 V_seeds + z^2 V_problems). With one column it is the p of the t test, with one seed that of the
+    normal test over problems. NaN without a variance.
     """
     values = np.asarray(values, dtype=float)
     seeds, problems = values.shape
-    if seeds < 2:
-        return float("nan")
-    between = values.mean(axis=1).var(ddof=1) / seeds
+    between = values.mean(axis=1).var(ddof=1) / seeds if seeds > 1 else 0.0
     within = values.mean(axis=0).var() / problems if problems > 1 else 0.0
     distance = abs(values.mean() - threshold)
     if between + within == 0:
         return float("nan")
 
     def excess(z: float) -> float:
-        t = stats.t.isf(stats.norm.sf(z), seeds - 1)
+        t = stats.t.isf(stats.norm.sf(z), seeds - 1) if between else 0.0
         return np.sqrt(t * t * between + z * z * within) - distance
 
     if excess(8.0) < 0:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,16 +19,20 @@ if TYPE_CHECKING:
 def publish_paper(paper: Paper, runs: Path, results: Path) -> list[dict]:
     """Put a paper's finished rows with default settings, and the kit's that they refer to, into a folder of results.
 
-    Old rows of the preset that were made with other settings leave. Returns the paper's summaries. Raises
-    ConfigError for rows that uncommitted code has made, and where there is none.
+    Where a preset's model is from the hub, another model and other files of its task may stand in for it. Old rows of
+    the preset that were made with other settings leave. Returns the paper's summaries. Raises ConfigError for rows that
+    uncommitted code has made, for several models of a preset, and where there is none.
     """
     if paper.slug == "standard":
         raise ConfigError("the kit's arms are published with the papers that refer to them")
     rows = [row for row in read_rows(runs, paper.slug) if row["status"] == "ok" and row["paper"] == paper.slug]
     own: dict[str, list[dict]] = defaultdict(list)
     for row in rows:
-        if row["digest"] == paper.config.for_preset(row["preset"]).digest():
+        if _by_default(paper, row):
             own[row["preset"]].append(row)
+    for preset, mine in own.items():
+        if len({row["digest"] for row in mine}) > 1:
+            raise ConfigError(f"{preset} runs of {paper.slug} with several models or data folders; publish one of them")
     if not own:
         raise ConfigError(f"no finished runs of {paper.slug} with default settings in {runs}")
     kit = [row for row in read_rows(runs, "standard") if row["status"] == "ok"]
@@ -49,8 +55,19 @@ def publish_paper(paper: Paper, runs: Path, results: Path) -> list[dict]:
                     shared[preset],
                     lambda row, used=used: (row["arm"], row["digest"]) in used,
                 )
-        summaries = renew(results, {paper.slug: paper.card()})
+        card = paper.card()
+        card["digests"] |= {preset: mine[0]["digest"] for preset, mine in own.items()}
+        summaries = renew(results, {paper.slug: card})
     return [s for s in summaries if s["paper"] == paper.slug]
+
+
+def _by_default(paper: Paper, row: dict) -> bool:
+    """Whether a row has a preset's settings; those of a model from the hub may be another model and data folder."""
+    default = paper.config.for_preset(row["preset"])
+    if row["digest"] == default.digest():
+        return True
+    given = {name: row["settings"][name] for name in ("model", "data")}
+    return "/" in default.model and row["settings"] == json.loads(json.dumps(asdict(default) | given))
 
 
 def _used(results: Path, preset: str) -> set[tuple[str, str]]:

@@ -2,13 +2,16 @@
 
 import math
 import random
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
-from repro.config import RunConfig
+from repro.config import ConfigError, RunConfig
+from repro.evaluation import evaluate
 from repro.methods import judge
 from repro.methods.pool import (
     TOKEN_SCORES,
@@ -23,6 +26,7 @@ from repro.methods.pool import (
     pool_of,
     self_certainty,
     subsets,
+    sums_of,
     token_scores,
     vote,
 )
@@ -148,25 +152,41 @@ def test_random_subsets_are_the_same_for_all_and_have_no_sample_twice():
     assert [s.tolist() for s in subsets(5, 5, 32)] == [[0, 1, 2, 3, 4]]
 
 
-def test_a_pool_is_scored_once_by_the_model_that_drew_it(tmp_path, monkeypatch):
-    config = PoolConfig(eval_problems=3, eval_samples=4, max_new_tokens=48)
+def test_a_pool_is_scored_as_it_is_drawn_and_judged_once(tmp_path, monkeypatch):
+    config = PoolConfig(eval_problems=6, eval_samples=4, rows_per_batch=4)  # blocks of four problems
     paper = Paper(slug="p", title="", arxiv="", config=PoolConfig, arms={}, claims=())
     run = Run(paper, "base", 0, config, tmp_path)
-    problems = run.held_out()
-    completions = run.sample([prompts.solve(p) for p in problems], 4)
-    rollouts = Rollouts(problems, completions, run.rewards(problems, completions))
+    _, rollouts = evaluate(run)
+    texts, calls = [[c.text for c in group] for group in rollouts.completions], []
+    whole = judge.judged(run, rollouts.problems, texts)
+
+    def cut(self, problems, texts, stop_at=None):
+        calls.append(len(problems))
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        return judge.judged(self, problems, texts)
+
+    monkeypatch.setattr("repro.methods.pool.judged", partial(cut, stop_at=2))
+    with pytest.raises(KeyboardInterrupt):
+        pool_of(run, rollouts)
+    monkeypatch.setattr("repro.methods.pool.judged", cut)
     made = pool_of(run, rollouts)
-    for i, group in enumerate(completions):
+    assert calls == [4, 2, 2]  # the second was cut short
+    assert made.odds == pytest.approx(whole.numpy(), abs=1e-4)
+    for i, group in enumerate(rollouts.completions):
         for j, c in enumerate(group):
             model = run.policy.model.get_base_model()
             rows = completion_values(model, [(c.prompt, c.ids)], token_scores)
             assert made.sums["certainty"][i, j] == pytest.approx(rows[:, 2].sum().item(), rel=1e-4)
             assert made.mean("logp")[i, j] == pytest.approx(np.mean(c.logprobs), abs=1e-4)
             assert (made.answers[i][j] is None) >= c.truncated
-    monkeypatch.setattr(Run, "values", lambda *_, **__: pytest.fail("scored twice"))
+    monkeypatch.setattr(Run, "values", lambda *_, **__: pytest.fail("read twice"))
+    state = run.generator.get_state()
     again = pool_of(run, rollouts)
-    assert (again.odds == made.odds).all()
-    assert (again.sums["gini"] == made.sums["gini"]).all()
+    assert (again.odds == made.odds).all() and torch.equal(run.generator.get_state(), state)
+    unscored = [[replace(c, scores=()) for c in group] for group in rollouts.completions]
+    with pytest.raises(ConfigError, match="has no token scores"):
+        sums_of(Rollouts(rollouts.problems, unscored, rollouts.rewards))
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------
@@ -183,7 +203,7 @@ def test_choices_are_read_at_the_next_token_and_equal_conversations_once(run, mo
     seen = []
     values = Run.values
     monkeypatch.setattr(
-        Run, "values", lambda self, batch, *a: seen.append(len(batch.sequences)) or values(self, batch, *a)
+        Run, "values", lambda self, batch, *a, **k: seen.append(len(batch.sequences)) or values(self, batch, *a, **k)
     )
     read = judge.choice_logprobs(run, [one, two, one], ("Yes", "No"))
     assert seen == [2]
@@ -212,3 +232,19 @@ def test_solutions_are_judged_in_their_place(run):
     assert odds.shape == (2, 2)
     alone = judge.log_odds(run, [prompts.verify(problems[1], "\\boxed{7}")])
     assert odds[1, 1].item() == pytest.approx(alone.item(), abs=1e-4)
+
+
+def test_conversations_that_begin_alike_share_their_beginning(run, monkeypatch):
+    problems = run.held_out()[:3]
+    chats = [prompts.verify(p, text) for p in problems for text in (p.solution, "\\boxed{7}", "\\boxed{71}")]
+    alone, read, values = judge.log_odds(run, chats), [], Run.values
+
+    def seen(self, batch, *a, **k):
+        read.extend(batch.sequences)
+        return values(self, batch, *a, **k)
+
+    monkeypatch.setattr(Run, "values", seen)
+    assert torch.allclose(judge.log_odds(run, chats, alike=3), alone, atol=1e-4)
+    assert len({prompt for prompt, _ in read}) == 3 and len(read) == 9
+    assert [(*prompt, *rest[:-1]) for prompt, rest in read] == [tuple(run.policy.encode(chat)) for chat in chats]
+    assert sum(len(prompt) for prompt, _ in read) > sum(len(rest) for _, rest in read[1::3])

@@ -1,5 +1,7 @@
 """Sampling in slots against row sharing: same tokens, exact log-probs, independent of slots; one graph, no waiting."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import perturb
@@ -10,7 +12,7 @@ from test_sampling import TOKENIZER, model_of
 from repro.config import ConfigError, RunConfig
 from repro.model import static
 from repro.model.attention import unmasked
-from repro.model.logprobs import completion_values
+from repro.model.logprobs import completion_values, logprob_and_entropy
 from repro.model.policy import Policy
 from repro.model.sampling import Decoding, sample
 
@@ -58,6 +60,23 @@ def test_log_probs_are_those_of_one_pass(kind, changes):
     assert (torch.tensor([logp for c in every for logp in c.logprobs]) - recomputed).abs().max() < 1e-5
     assert draw(model, []) == []
     assert [tuple(c.prompt) for c in every] == [tuple(p) for p in PROMPTS for _ in range(5)]
+
+
+@pytest.mark.parametrize("way", ["static", "shared"])
+@pytest.mark.parametrize("temperature", [0.7, 0.0])
+def test_scores_are_summed_as_completions_are_written(way, temperature, monkeypatch):
+    """Against one pass over each completion at temperature 1; slots are filled again, rows part and leave."""
+    monkeypatch.setattr(Decoding, "sampler", way)
+    model, decoding = model_of("qwen2"), Decoding(temperature, 12)
+    args = model, TOKENIZER, PROMPTS, 5, decoding, STOP
+    scored = sample(*args, torch.Generator().manual_seed(0), 3, logprob_and_entropy)
+    every = [c for group in scored for c in group]
+    assert temperature == 0 or len({len(c.ids) for c in every}) > 3
+    for c in every:
+        wanted = completion_values(model, [(c.prompt, c.ids)], logprob_and_entropy).sum(0)
+        assert c.scores == pytest.approx(wanted.tolist(), abs=1e-4)
+    plain = sample(*args, torch.Generator().manual_seed(0), 3)
+    assert [replace(c, scores=()) for c in every] == [c for group in plain for c in group]
 
 
 def test_samples_do_not_depend_on_slots_looks_or_company(monkeypatch):
@@ -179,11 +198,11 @@ def test_no_step_waits(monkeypatch, temperature):
         prompt = policy.encode([{"role": "user", "content": "Compute 3-4+5."}])
         model, generator = policy.sampler(), torch.Generator("cuda")
         waits.clear()
-        args = model, [prompt] * 3, 4, temperature, 24, policy.stop_ids, generator, 8
+        args = model, [prompt] * 3, 4, temperature, 24, policy.stop_ids, logprob_and_entropy, generator, 8
         found = static.decode(*args)
         graphs = static._kept[model][1].graphs.values()
         replayed = sum(graph.replayed for graph in graphs if graph)
         assert len(found) == 12 and replayed >= 16
         looks = (replayed + len(graphs)) // static.LOOK  # the first step of each kind is none
     assert {kind for kind, _ in waits} == {"tolist", "item"}, waits
-    assert sum(waits.values()) == looks + 4  # ids, log-probs, lengths, and whether there is NaN
+    assert sum(waits.values()) == looks + 5  # ids, log-probs, scores, lengths, and whether there is NaN

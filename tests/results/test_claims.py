@@ -60,6 +60,51 @@ def test_below_three_seeds_there_is_no_verdict():
         assert found["difference"] == pytest.approx(0.3) and found["look"] is None and found["p"] is None
 
 
+def pools(differences, problems: int = 200) -> list[dict]:
+    """Rows of the base whose metrics left and right differ by these values, one a seed, and by noise of problems."""
+    rng, rows = np.random.default_rng(1), []
+    for seed, difference in enumerate(differences):
+        noise = 0.3 * rng.normal(size=problems)
+        values = {"left": (0.5 + difference + noise - noise.mean()).tolist(), "right": [0.5] * problems}
+        made = row("base", seed, [0.5] * problems)
+        made["per_problem"] |= values
+        made["metrics"] |= {n: {"value": float(np.mean(v)), "unit": "share"} for n, v in values.items()}
+        rows.append(made)
+    return rows
+
+
+def test_within_the_untrained_base_one_pool_is_shown_as_provisional():
+    both = {"left": ("base", "left"), "right": ("base", "right")}
+    for seeds, words in ((1, "one pool"), (2, "two pools")):
+        found = check_claim(claim(**both), pools([0.1] * seeds))
+        assert found["verdict"] == "holds" and found["look"] is None and found["seeds"] == seeds
+        assert found["reason"].startswith("provisional") and found["reason"].endswith(f"over the problems of {words}")
+        deviation = 0.3 / np.sqrt(200 * seeds)
+        low, high = found["interval"]
+        assert high - low == pytest.approx(2 * stats.norm.isf(LEVEL / 2) * deviation, rel=0.15)
+        assert found["p"] < LEVEL and next_look([found], seeds) == 5
+    assert check_claim(claim(**both), pools([0.0]))["reason"].startswith("excluded: less than")
+    rows = pools([0.1])
+    for made in rows:
+        made["per_problem"] = {}  # as of an AUROC over all samples
+    assert check_claim(claim(**both), rows)["verdict"] is None
+
+
+def test_one_pool_errs_as_seldom_as_a_look():
+    """Two selectors of the same accuracy on problems of all difficulties: decided wrongly in a share LEVEL of pools."""
+    rng, wrong, tries = np.random.default_rng(0), 0, 1000
+    both = {"left": ("base", "left"), "right": ("base", "right"), "margin": 0.0}
+    for _ in range(tries):
+        p = rng.beta(0.5, 0.5, 200)
+        made = row("base", 0, [0.5] * 200)
+        for name in ("left", "right"):
+            values = rng.binomial(16, p) / 16
+            made["per_problem"][name] = values.tolist()
+            made["metrics"][name] = {"value": values.mean(), "unit": "share"}
+        wrong += check_claim(claim(**both), [made], resamples=1000)["verdict"] != "undecided"
+    assert stats.binomtest(wrong, tries, LEVEL).pvalue > 0.001
+
+
 def test_three_and_four_seeds_are_shown_as_provisional():
     found = measured([0.3, 0.31, 0.29])
     assert found["verdict"] == "holds" and found["look"] is None and found["level"] == LEVEL

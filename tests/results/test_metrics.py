@@ -178,6 +178,9 @@ def test_p_value_is_that_of_the_t_test_without_problems():
     assert p_value(values[:, None]) == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
     assert p_value(values[:, None], 0.3) == pytest.approx(stats.ttest_1samp(values, 0.3).pvalue)
     assert np.isnan(p_value(np.ones((3, 1)))) and np.isnan(p_value(np.ones((1, 9))))
+    problems = np.array([[0.1, 0.3, -0.1, 0.5]])
+    z = problems.mean() / np.sqrt(problems.var() / 4)
+    assert p_value(problems) == pytest.approx(2 * stats.norm.sf(z)) and np.isnan(p_value(np.ones((1, 1))))
 
 
 def test_p_value_says_when_the_interval_ends_at_the_threshold():

@@ -5,7 +5,7 @@ import io
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 from conftest import ROOT
@@ -157,6 +157,25 @@ def test_publish_takes_the_kits_rows_that_the_paper_refers_to(tmp_path):
     put(runs, [row("new", 0, [1.0] * 4, digest=DEFAULT, standard={"base": "cccc"})])
     publish_paper(PAPER, runs, results)
     assert [r["digest"] for r in load_rows(results / "standard" / "tiny.jsonl")] == ["cccc"]
+
+
+def test_another_model_may_stand_in_for_one_of_the_hub_and_nothing_else_may_differ(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    given = {"model": "tiny-but-real", "data": "gsm8k"}
+    made = asdict(RunConfig.for_preset("small")) | given
+    more = {"preset": "small", "digest": "12345678"}
+    put(runs, [row("base", 0, [0.5] * 4, settings=made, **more)])
+    put(runs, [row("new", 0, [1.0] * 4, settings=made | {"temperature": 0.9}, **more)])
+    tiny = asdict(RunConfig.for_preset("tiny")) | given
+    put(runs, [row("new", 0, [1.0] * 4, settings=tiny, digest="87654321")])
+    (summary,) = publish_paper(PAPER, runs, results)
+    assert (summary["preset"], [e["arm"] for e in summary["table"]]) == ("small", ["base"])
+    assert "from the model tiny-but-real" in (results / "x" / "README.md").read_text()
+    renamed = replace(PAPER, title="Another title")
+    assert publish_paper(renamed, runs, results)[0]["card"]["title"] == "Another title"
+    put(runs, [row("new", 0, [1.0] * 4, settings=made | {"model": "another"}, **more | {"digest": "00112233"})])
+    with pytest.raises(ConfigError, match="small runs of x with several models"):
+        publish_paper(PAPER, runs, results)
 
 
 def test_publish_refuses_uncommitted_code_and_nothing(tmp_path):
