@@ -71,8 +71,8 @@ class Config(RunConfig):
     """Solutions, or pairs of them, in one of these steps (paper: 1 or 4)."""
     learning_rate: float = 2e-3
     """Of sharpen_sft and random_sft: that of the standard arm rft (paper: 3e-4, falling to 0)."""
-    rlhf_learning_rate: float = 1e-4
-    """Of rlhf_sharpen: that of the standard arm dpo, whose loss is as sensitive (paper: not given)."""
+    rlhf_learning_rate: float = 3e-4
+    """Of rlhf_sharpen (ours; paper: not given)."""
     beta: float = 0.25
     """Weight of the KL term of rlhf_sharpen: the optimum is the base to the power 1 + 1/beta (ours)."""
     max_gap: float = 10.0
