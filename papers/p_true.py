@@ -40,7 +40,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from repro import Batch, Claim, Metric, Panel, Paper, Rollouts, Run, number, script_main, share
 from repro.methods.judge import hidden_states, preferred
-from repro.methods.pool import Pool, PoolConfig, answers_of, pool_of
+from repro.methods.pool import Pool, PoolConfig, answers_of, odds_of, pool_of
 from repro.methods.sft import draws
 from repro.model.logprobs import TokenFunction
 from repro.results.metrics import auroc, brier, ece, ratio
@@ -115,11 +115,11 @@ def forecasts(scores: dict[str, np.ndarray], right: np.ndarray, of: str = "") ->
     return metrics
 
 
-def measure_p_true(run: Run, config: Config, pool: Pool) -> dict[str, Metric]:
+def measure_p_true(run: Run, config: Config, pool: Pool, odds: np.ndarray) -> dict[str, Metric]:
     """All scores on the whole pool, and "of few" on the first samples of each problem, which are compared."""
     few = min(config.compared, pool.right.shape[1])
-    texts = [[c.text for c in group[:few]] for group in pool.completions]
-    p, right = p_true(pool.odds), pool.right
+    texts = [group[:few] for group in pool.texts]
+    p, right = p_true(odds), pool.right
     likelihood = np.exp(pool.mean("logp"))  # the geometric mean of the tokens' probabilities
     constant = np.full_like(right, right.mean())
     scores = dict(zip(SCORES, (p, likelihood, frequency(pool.answers), constant), strict=True))
@@ -132,7 +132,7 @@ def measure_p_true(run: Run, config: Config, pool: Pool) -> dict[str, Metric]:
     for name in ("P(True)", "log-prob"):
         metrics[f"auroc within problems, {name}"] = share(within_problems(scores[name], right))
     for t in TEMPERATURES:
-        metrics[f"ece, T={t}"] = share(ece(p_true(pool.odds, t).ravel(), right.ravel()))
+        metrics[f"ece, T={t}"] = share(ece(p_true(odds, t).ravel(), right.ravel()))
     trusted = p > 0.5
     if trusted.any():
         metrics["conditional accuracy"] = share(ratio((right * trusted).sum(1), trusted.sum(1)))
@@ -221,7 +221,7 @@ def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """P(True) of the base's samples; in the arm p_ik, forecasts of the base's success."""
     if run.arm == "p_ik":
         return measure_p_ik(run, config, rollouts)
-    return measure_p_true(run, config, pool_of(run, rollouts))
+    return measure_p_true(run, config, pool_of(rollouts), odds_of(run, rollouts))
 
 
 base, ahead = partial(Claim.within, "base"), partial(Claim.within, "p_ik")

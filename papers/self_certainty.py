@@ -79,7 +79,7 @@ def correlation(scores: np.ndarray, tokens: np.ndarray) -> float:
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:
     """Every selector at every N (without @N: the whole pool); AUROC and correlation with length of every score."""
-    pool = pool_of(run, rollouts)
+    pool = pool_of(rollouts)
     scores, certainty = confidences(pool), pool.mean("certainty")
     metrics: dict[str, Metric] = {}
     for n in config.sizes:

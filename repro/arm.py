@@ -15,6 +15,7 @@ import torch
 from repro.config import RunConfig
 from repro.evaluation import SAMPLES, evaluate
 from repro.launch.record import command, data_identity, dump, machine, model_identity
+from repro.launch.samples import ROLLOUTS
 from repro.launch.storage import load_checkpoint, only_process, write_atomically
 from repro.launch.task import Task
 from repro.launch.track import Log, tracking
@@ -27,8 +28,6 @@ from repro.results.metrics import interval
 from repro.run import Rollouts, Run, as_rows, from_rows, say
 from repro.scripts import STANDARD, load_script
 from repro.tasks.loading import load
-
-ROLLOUTS = "evaluation.pt"  # a standard arm's, for the papers that measure more on them
 
 
 def preflight(config: RunConfig) -> None:
@@ -147,7 +146,8 @@ def _spent(run: Run) -> dict[str, int]:
 
 
 def _keep(rollouts: Rollouts, file: Path) -> None:
-    content = {"completions": as_rows(rollouts.completions), "rewards": rollouts.rewards}
+    problems, completions = [asdict(p) for p in rollouts.problems], as_rows(rollouts.completions)
+    content = {"problems": problems, "completions": completions, "rewards": rollouts.rewards}
     write_atomically(file, lambda f: torch.save(content, f))
 
 

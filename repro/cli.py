@@ -25,7 +25,7 @@ USAGE = """repro: papers on self-improving language models, run and measured
   repro publish PAPER           take finished runs with default settings into results/ and renew what shows them
   repro docs                    make summaries, board and the pages of the papers in results/ anew
   repro site --out DIR          all results as static pages   [--results FOLDER]
-  repro samples FOLDER          some rollouts of a run with rewards, unlikely tokens coloured   [--step N] [--reward R]
+  repro samples FOLDER          rollouts of a run, unlikely tokens coloured   [--step N] [--reward R] [--pool FILE]
   repro bench                   speed and memory of sampling and training against plain baselines (repro bench --help)
   repro selftest --gpu          what a GPU does with the kit, as one JSON document (25 minutes; repro selftest --help)
   repro verify ANSWER REFERENCE grade an answer               (repro verify --help)

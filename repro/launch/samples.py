@@ -11,10 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from repro.config import ConfigError
 from repro.model.sampling import Completion
 from repro.tasks.problem import Problem
 
 FILE = "rollouts.jsonl"
+ROLLOUTS = "evaluation.pt"  # a standard arm's, for the papers that measure more on them
 KEPT = 2  # problems of each graded group of completions, and samples of each of them
 COLOURS = ((-0.1, ""), (-0.7, "\x1b[33m"), (-2.3, "\x1b[31m"), (-float("inf"), "\x1b[1;97;41m"))
 LEGEND = "probability of a token: above 0.9 plain, above 0.5 yellow, above 0.1 red, below that on red"
@@ -85,6 +87,25 @@ def show(rows: Sequence[dict], colour: bool) -> str:
     return "\n\n".join(parts)
 
 
+def write_evaluation(run: Path, file: Path) -> None:
+    """A standard arm's evaluation as a file that ``read_pool`` (repro/methods/pool.py) reads.
+
+    With the verdicts on the samples where a paper has read them. Raises ConfigError for a folder without it.
+    """
+    import torch
+
+    from repro.methods.pool import pool_of, stored_odds, write_pool
+    from repro.run import Rollouts, from_rows
+
+    stored = torch.load(run / ROLLOUTS, weights_only=True) if (run / ROLLOUTS).is_file() else {}
+    if "problems" not in stored:
+        raise ConfigError(f"{run}: no {ROLLOUTS} in it; name the folder of a standard arm with one seed")
+    problems = [Problem(**problem) for problem in stored["problems"]]
+    pool = pool_of(Rollouts(problems, from_rows(stored["completions"]), stored["rewards"]))
+    pool.odds = stored_odds(run, len(problems))
+    write_pool(pool, file)
+
+
 def main(argv: Sequence[str]) -> int:
     """Entry point of ``repro samples``."""
     parser = argparse.ArgumentParser(prog="repro samples", description=__doc__)
@@ -92,7 +113,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--step", type=int, help="only this step (counted from 1; the evaluation comes after the last)")
     parser.add_argument("--reward", type=float, help="only rollouts with this reward")
     parser.add_argument("--colour", choices=("auto", "always", "never"), default="auto")
+    parser.add_argument("--pool", type=Path, help="write the evaluation of a standard arm to this file (.jsonl.gz)")
     args = parser.parse_args(argv)
+    if args.pool:
+        write_evaluation(args.run, args.pool)
+        return 0
     file = args.run / FILE
     if not file.is_file():
         print(f"repro: {args.run}: no {FILE} in it; name the folder of one arm with one seed", file=sys.stderr)

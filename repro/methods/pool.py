@@ -7,10 +7,13 @@ some of a problem's samples; estimates are over subsets of the pool.
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,13 +21,13 @@ import torch
 from repro.config import ConfigError, RunConfig
 from repro.methods.judge import judged
 from repro.methods.multiturn import final_answers
-from repro.model.sampling import Completion
 from repro.results.files import locked
 from repro.results.metric import Metric
 from repro.results.metrics import majority
 from repro.run import Rollouts, Run
 from repro.tasks.problem import Problem
 
+ODDS = "odds.pt"  # in the folder of a standard arm
 TOKEN_SCORES = ("logp", "entropy", "certainty", "perplexity", "gini")
 Select = Callable[[Sequence[str | None], np.ndarray], str | None]  # answers and scores of some samples -> an answer
 
@@ -75,31 +78,55 @@ class PoolConfig(RunConfig):
 
 @dataclass
 class Pool:
-    """N samples of P problems; arrays are [P, N].
+    """N samples of P problems, their ``texts`` [P][N]; arrays are [P, N].
 
     ``answers``: final ones, equal ones written alike, None where there is none or the sample is truncated. ``sums``:
-    of the TOKEN_SCORES over a sample's tokens, its end included; ``tokens``: their number. ``odds``: the model's
-    log-odds that the solution is right. ``right``: 1 or 0.
+    of the TOKEN_SCORES over a sample's tokens, its end included; ``tokens``: their number. ``right``: 1 or 0.
+    ``odds``: the model's log-odds that the solution is right, or None (``odds_of``).
     """
 
     problems: list[Problem]
-    completions: list[list[Completion]]
+    texts: list[list[str]]
     answers: list[list[str | None]]
     right: np.ndarray
     sums: dict[str, np.ndarray]
     tokens: np.ndarray
-    odds: np.ndarray
+    odds: np.ndarray | None = None
 
     def mean(self, score: str) -> np.ndarray:
         """The mean of a token score over each sample's tokens."""
         return self.sums[score] / self.tokens
 
 
-def pool_of(run: Run, rollouts: Rollouts) -> Pool:
-    """The pool that the evaluation's rollouts are, with the run's policy's verdicts on them."""
-    answers, sums, odds = answers_of(rollouts), sums_of(rollouts), odds_of(run, rollouts)
-    right = rollouts.rewards.double().numpy()
-    return Pool(rollouts.problems, rollouts.completions, answers, right, sums, rollouts.lengths.numpy(), odds)
+def pool_of(rollouts: Rollouts) -> Pool:
+    """The pool that the evaluation's rollouts are."""
+    texts, right = [[c.text for c in group] for group in rollouts.completions], rollouts.rewards.double().numpy()
+    return Pool(rollouts.problems, texts, answers_of(rollouts), right, sums_of(rollouts), rollouts.lengths.numpy())
+
+
+def write_pool(pool: Pool, file: Path) -> None:
+    """A pool as compressed JSON, a line for each problem with its samples (``repro samples RUN --pool FILE``)."""
+    arrays = {"right": pool.right, "tokens": pool.tokens, **pool.sums}
+    arrays |= {} if pool.odds is None else {"odds": pool.odds}
+    with gzip.GzipFile(file, "wb", mtime=0) as out:
+        for i, problem in enumerate(pool.problems):
+            made = {name: [round(v, 3) for v in rows[i].tolist()] for name, rows in arrays.items()}
+            line = asdict(problem) | {"texts": pool.texts[i], "answers": pool.answers[i]} | made
+            out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+
+
+def read_pool(file: Path | str) -> Pool:
+    """What ``write_pool`` has written; numbers have three decimals."""
+    with gzip.open(file, "rt", encoding="utf-8") as text:
+        lines = [json.loads(line) for line in text]
+    names = [field.name for field in fields(Problem)]
+    problems = [Problem(**{name: line[name] for name in names} | {"numbers": tuple(line["numbers"])}) for line in lines]
+    array = {
+        n: np.array([line[n] for line in lines]) for n in ("right", "tokens", "odds", *TOKEN_SCORES) if n in lines[0]
+    }
+    sums, odds = {name: array[name] for name in TOKEN_SCORES}, array.get("odds")
+    texts, answers = ([line[name] for line in lines] for name in ("texts", "answers"))
+    return Pool(problems, texts, answers, array["right"], sums, array["tokens"], odds)
 
 
 def sums_of(rollouts: Rollouts) -> dict[str, np.ndarray]:
@@ -121,8 +148,14 @@ def odds_of(run: Run, rollouts: Rollouts) -> np.ndarray:
         return judged(run, rollouts.problems[first:last], texts[first:last]).tolist()
 
     with locked(run.evaluated_in):
-        rows = run.in_blocks(run.evaluated_in / "odds.pt", len(texts), len(texts[0]), judge, keep=True)
+        rows = run.in_blocks(run.evaluated_in / ODDS, len(texts), len(texts[0]), judge, keep=True)
     return np.array(rows)
+
+
+def stored_odds(folder: Path, problems: int) -> np.ndarray | None:
+    """What ``odds_of`` has found for a standard arm in its folder, or None where it isn't finished."""
+    rows = torch.load(folder / ODDS, weights_only=True)["rows"] if (folder / ODDS).is_file() else []
+    return np.array(rows) if len(rows) == problems else None
 
 
 def answers_of(rollouts: Rollouts) -> list[list[str | None]]:

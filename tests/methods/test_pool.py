@@ -1,5 +1,6 @@
 """Scores, selectors and estimates on a pool of samples, against worked numbers and brute force over subsets."""
 
+import json
 import math
 import random
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from repro.cli import main
 from repro.config import ConfigError, RunConfig
 from repro.evaluation import evaluate
 from repro.methods import judge
@@ -23,7 +25,9 @@ from repro.methods.pool import (
     best_of,
     borda,
     first,
+    odds_of,
     pool_of,
+    read_pool,
     self_certainty,
     subsets,
     sums_of,
@@ -35,6 +39,8 @@ from repro.paper import Paper
 from repro.results.metrics import majority
 from repro.run import Rollouts, Run
 from repro.tasks import prompts
+from repro.tasks.loading import load
+from repro.tasks.rewards import score
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,7 @@ def test_an_average_is_won_by_one_lucky_sample_and_a_sum_isnt():
 
 def pool(answers, right, problems=None) -> Pool:
     right = np.asarray(right, dtype=float)
-    return Pool(problems or [None] * len(right), [], answers, right, {}, np.ones_like(right), np.zeros_like(right))
+    return Pool(problems or [None] * len(right), [], answers, right, {}, np.ones_like(right))
 
 
 def test_the_best_of_k_is_exact():
@@ -168,11 +174,11 @@ def test_a_pool_is_scored_as_it_is_drawn_and_judged_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr("repro.methods.pool.judged", partial(cut, stop_at=2))
     with pytest.raises(KeyboardInterrupt):
-        pool_of(run, rollouts)
+        odds_of(run, rollouts)
     monkeypatch.setattr("repro.methods.pool.judged", cut)
-    made = pool_of(run, rollouts)
+    made, odds = pool_of(rollouts), odds_of(run, rollouts)
     assert calls == [4, 2, 2]  # the second was cut short
-    assert made.odds == pytest.approx(whole.numpy(), abs=1e-4)
+    assert odds == pytest.approx(whole.numpy(), abs=1e-4)
     for i, group in enumerate(rollouts.completions):
         for j, c in enumerate(group):
             model = run.policy.model.get_base_model()
@@ -182,11 +188,30 @@ def test_a_pool_is_scored_as_it_is_drawn_and_judged_once(tmp_path, monkeypatch):
             assert (made.answers[i][j] is None) >= c.truncated
     monkeypatch.setattr(Run, "values", lambda *_, **__: pytest.fail("read twice"))
     state = run.generator.get_state()
-    again = pool_of(run, rollouts)
-    assert (again.odds == made.odds).all() and torch.equal(run.generator.get_state(), state)
+    assert (odds_of(run, rollouts) == odds).all() and torch.equal(run.generator.get_state(), state)
     unscored = [[replace(c, scores=()) for c in group] for group in rollouts.completions]
     with pytest.raises(ConfigError, match="has no token scores"):
         sums_of(Rollouts(rollouts.problems, unscored, rollouts.rewards))
+
+
+def test_a_pool_is_a_file_that_others_read(tmp_path, capsys):
+    few = ["--eval-problems", "4", "--eval-samples", "3", "--max-new-tokens", "32"]
+    assert main(["run", "p_true", "--arms", "base", *few, "--workers", "1", "--out", str(tmp_path)]) == 0
+    (folder,) = tmp_path.glob("standard/*/base-seed0")
+    file = tmp_path / "pool.jsonl.gz"
+    assert main(["samples", str(folder), "--pool", str(file)]) == 0
+    read, result = read_pool(file), json.loads((folder / "result.json").read_text())
+    assert read.right.mean(1).tolist() == pytest.approx(result["per_problem"]["accuracy"], abs=1e-3)
+    assert read.tokens.mean() == pytest.approx(result["metrics"]["length"]["value"])
+    assert read.odds.shape == read.mean("certainty").shape == (4, 3)
+    assert [p.question for p in read.problems] == [p.question for p in load("arithmetic", "test", 4, 0, None)]
+    assert score(read.problems, [group[0] for group in read.texts]) == read.right[:, 0].tolist()
+    assert accuracy_at(read, 3, vote).mean() <= best_of(read.right, read.right, 3).mean()
+    (folder / "odds.pt").unlink()
+    assert main(["samples", str(folder), "--pool", str(file)]) == 0 and read_pool(file).odds is None
+    capsys.readouterr()
+    assert main(["samples", str(tmp_path), "--pool", str(file)]) == 2
+    assert "no evaluation.pt in it" in capsys.readouterr().err
 
 
 # --- the judge -------------------------------------------------------------------------------------------------------

@@ -18,12 +18,12 @@ def made(answers, right, certainty, tokens) -> Pool:
     right, tokens = np.asarray(right, float), np.asarray(tokens, float)
     sums = {name: np.zeros_like(right) for name in TOKEN_SCORES} | {"certainty": np.asarray(certainty, float) * tokens}
     problems = [Problem("", "", level=1 + i % 2) for i in range(len(right))]
-    return Pool(problems, [], answers, right, sums, tokens, np.zeros_like(right))
+    return Pool(problems, [], answers, right, sums, tokens)
 
 
 def test_scores_are_means_over_tokens_and_larger_is_surer():
     sums = {"logp": -2.0, "entropy": 3.0, "certainty": 8.0, "perplexity": 6.0, "gini": 1.0}
-    one = Pool([], [], [], np.ones((1, 1)), {k: np.full((1, 1), v) for k, v in sums.items()}, np.full((1, 1), 4), None)
+    one = Pool([], [], [], np.ones((1, 1)), {k: np.full((1, 1), v) for k, v in sums.items()}, np.full((1, 1), 4))
     wanted = {"certainty": 2.0, "perplexity": -0.5, "entropy": -0.75, "distributional perplexity": -1.5, "gini": 0.25}
     assert {name: score.item() for name, score in confidences(one).items()} == pytest.approx(wanted)
 
@@ -40,7 +40,7 @@ def test_selectors_differ_as_their_votes_do(monkeypatch):
     answers = [["a", "a", "b", None], ["x", "x", "y", "y"]]
     right, certainty = [[0, 0, 1, 0], [1, 1, 0, 0]], [[1, 1, 3, 9], [2, 2, 1, 3.5]]
     pool = made(answers, right, certainty, [[5, 5, 5, 5], [4, 4, 4, 4]])
-    monkeypatch.setattr("papers.self_certainty.pool_of", lambda run, rollouts: pool)
+    monkeypatch.setattr("papers.self_certainty.pool_of", lambda rollouts: pool)
     found = measure(SimpleNamespace(), replace(SMALL, eval_problems=2), None)
     assert found["majority"].values == (0.0, 1.0)
     assert found["certainty"].values == (1.0, 0.0)  # the surest of all has no answer
