@@ -28,7 +28,7 @@ from repro.config import RunConfig
 from repro.launch.record import machine
 from repro.methods.grpo import GRPO, grpo_loss
 from repro.model.logprobs import pad
-from repro.model.policy import Policy
+from repro.model.policy import Policy, give_back_memory
 from repro.model.sampling import Decoding, sample
 from repro.model.training import Batch, Trainer
 from repro.tasks import prompts as roles
@@ -49,6 +49,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return self
+        give_back_memory()
         self.process = psutil.Process()
         self.before = self.process.memory_info().rss
         self.over = threading.Event()

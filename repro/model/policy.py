@@ -54,6 +54,12 @@ def reuse_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def give_back_memory() -> None:
+    """What ``reuse_memory`` keeps and nothing uses goes back to the system."""
+    with contextlib.suppress(OSError, TypeError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def model_source(name: str) -> tuple[str, dict]:
     """Where ``from_pretrained`` finds a model name, and with which extra arguments."""
     if name == "tiny":

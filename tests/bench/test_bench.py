@@ -10,6 +10,7 @@ from conftest import perturb
 from repro.bench.bench import PeakMemory, plain_loss, training_batch
 from repro.cli import main
 from repro.methods.grpo import GRPO, grpo_loss
+from repro.model.policy import reuse_memory
 from repro.model.training import LOGPROBS, Batch, Trainer
 
 
@@ -33,6 +34,9 @@ def test_ours_and_the_plain_loop_have_the_same_loss_and_gradient(tiny):
 
 
 def test_peak_memory_sees_what_a_block_needs():
+    reuse_memory()
+    before = torch.ones(60_000_000)
+    del before  # is still the process's
     with PeakMemory(torch.device("cpu")) as peak:
         block = torch.ones(50_000_000)
         block.sum().item()
