@@ -69,7 +69,7 @@ class Config(PoolConfig):
 
     PRESETS = {  # noqa: RUF012
         "tiny": {"choice": "solutions"},
-        "small": {"round_problems": 50},  # a conversation of six answers takes a minute on a CPU
+        "small": {"round_problems": 50},  # conversations of six answers take long on a CPU
     }
 
 

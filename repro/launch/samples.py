@@ -17,6 +17,7 @@ from repro.tasks.problem import Problem
 
 FILE = "rollouts.jsonl"
 ROLLOUTS = "evaluation.pt"  # a standard arm's, for the papers that measure more on them
+MAKING = ("preset", "arm", "seed", "settings", "model", "data", "machine", "command", "date")  # of a result
 KEPT = 2  # problems of each graded group of completions, and samples of each of them
 COLOURS = ((-0.1, ""), (-0.7, "\x1b[33m"), (-2.3, "\x1b[31m"), (-float("inf"), "\x1b[1;97;41m"))
 LEGEND = "probability of a token: above 0.9 plain, above 0.5 yellow, above 0.1 red, below that on red"
@@ -90,7 +91,8 @@ def show(rows: Sequence[dict], colour: bool) -> str:
 def write_evaluation(run: Path, file: Path) -> None:
     """A standard arm's evaluation as a file that ``read_pool`` (repro/methods/pool.py) reads.
 
-    With the verdicts on the samples where a paper has read them. Raises ConfigError for a folder without it.
+    With how it was made, and the verdicts on the samples where a paper has read them. Raises ConfigError for a folder
+    without it.
     """
     import torch
 
@@ -103,7 +105,8 @@ def write_evaluation(run: Path, file: Path) -> None:
     problems = [Problem(**problem) for problem in stored["problems"]]
     pool = pool_of(Rollouts(problems, from_rows(stored["completions"]), stored["rewards"]))
     pool.odds = stored_odds(run, len(problems))
-    write_pool(pool, file)
+    result = json.loads((run / "result.json").read_text())
+    write_pool(pool, file, {name: result[name] for name in MAKING})
 
 
 def main(argv: Sequence[str]) -> int:

@@ -104,11 +104,15 @@ def pool_of(rollouts: Rollouts) -> Pool:
     return Pool(rollouts.problems, texts, answers_of(rollouts), right, sums_of(rollouts), rollouts.lengths.numpy())
 
 
-def write_pool(pool: Pool, file: Path) -> None:
-    """A pool as compressed JSON, a line for each problem with its samples (``repro samples RUN --pool FILE``)."""
+def write_pool(pool: Pool, file: Path, made: dict) -> None:
+    """A pool as compressed JSON (``repro samples RUN --pool FILE``).
+
+    Its first line says how it was ``made``, each other one holds a problem with its samples.
+    """
     arrays = {"right": pool.right, "tokens": pool.tokens, **pool.sums}
     arrays |= {} if pool.odds is None else {"odds": pool.odds}
     with gzip.GzipFile(file, "wb", mtime=0) as out:
+        out.write(json.dumps(made).encode() + b"\n")
         for i, problem in enumerate(pool.problems):
             made = {name: [round(v, 3) for v in rows[i].tolist()] for name, rows in arrays.items()}
             line = asdict(problem) | {"texts": pool.texts[i], "answers": pool.answers[i]} | made
@@ -118,7 +122,7 @@ def write_pool(pool: Pool, file: Path) -> None:
 def read_pool(file: Path | str) -> Pool:
     """What ``write_pool`` has written; numbers have three decimals."""
     with gzip.open(file, "rt", encoding="utf-8") as text:
-        lines = [json.loads(line) for line in text]
+        _, *lines = map(json.loads, text)
     names = [field.name for field in fields(Problem)]
     problems = [Problem(**{name: line[name] for name in names} | {"numbers": tuple(line["numbers"])}) for line in lines]
     array = {

@@ -16,8 +16,7 @@ from repro.model import static
 from repro.model.attention import is_plain, sees_all
 from repro.model.cache import RoomyLayer
 from repro.model.logprobs import TokenFunction, columns, lm_head, pad, tempered
-
-Decoded = tuple[list[int], list[float], list[float]]  # ids, log-probs, sums of scores
+from repro.model.static import Decoded
 
 _room: WeakKeyDictionary[PreTrainedModel, int] = WeakKeyDictionary()  # tokens side by side, where more were too many
 PROMPT_TOKENS = 4096  # of prompts computed together on a CPU: more don't stay in its cache

@@ -21,6 +21,8 @@ from repro.model.attention import unmasked, upload
 from repro.model.cache import SlotLayer
 from repro.model.logprobs import TokenFunction, columns, lm_head, tempered
 
+Decoded = tuple[list[int], list[float], list[float]]  # ids, log-probs, sums of scores
+
 LENGTH = 128  # lengths that attention looks at are multiples of this: one graph each
 FEWEST = 8  # rows of the smallest graph; the others double
 LOOK = 8  # steps between two looks at which slots are over
@@ -243,7 +245,7 @@ def decode(
     score: TokenFunction | None,
     generator: torch.Generator,
     most: int,
-) -> list[tuple[list[int], list[float], list[float]]]:
+) -> list[Decoded]:
     """Ids, log-probs and sums of scores of ``samples`` completions of each prompt, in order, ``most`` side by side.
 
     All random numbers are drawn first, one per sample and token: what a sample becomes doesn't depend on what shares

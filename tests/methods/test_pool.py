@@ -1,5 +1,6 @@
 """Scores, selectors and estimates on a pool of samples, against worked numbers and brute force over subsets."""
 
+import gzip
 import json
 import math
 import random
@@ -207,6 +208,9 @@ def test_a_pool_is_a_file_that_others_read(tmp_path, capsys):
     assert [p.question for p in read.problems] == [p.question for p in load("arithmetic", "test", 4, 0, None)]
     assert score(read.problems, [group[0] for group in read.texts]) == read.right[:, 0].tolist()
     assert accuracy_at(read, 3, vote).mean() <= best_of(read.right, read.right, 3).mean()
+    with gzip.open(file, "rt") as text:
+        made = json.loads(text.readline())
+    assert (made["seed"], made["machine"], made["command"]) == (0, result["machine"], result["command"])
     (folder / "odds.pt").unlink()
     assert main(["samples", str(folder), "--pool", str(file)]) == 0 and read_pool(file).odds is None
     capsys.readouterr()
