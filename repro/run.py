@@ -236,20 +236,26 @@ class Run:
         """``make(first, last)`` of the problems from first to last, a value each; all blocks' values.
 
         Each block is saved in the file, with the state of a generator that is drawn from, and none is made twice; a
-        line for each tells how long the rest takes. What fits into one block isn't saved but with ``keep``.
+        line for each tells how long the rest takes. What fits into one block isn't saved but with ``keep``. What an
+        interrupted process spent on its blocks counts as time of the evaluation.
         """
         done: list = []
+        spent = 0.0
         size = BATCHES * max(1, self.config.rows_per_batch // samples)
         if file.exists():
             stored = torch.load(file, weights_only=True)
             done = stored["rows"]
             if generator:
                 generator.set_state(stored["generator"])
+            if len(done) < problems:
+                spent = stored["seconds"]
+                self.phases.setdefault("evaluate", {"seconds": 0.0, "peak_memory_bytes": 0})["seconds"] += spent
         began, before = time.monotonic(), len(done)
         for start in range(before, problems, size):
             done += make(start, min(start + size, problems))
             if keep or size < problems:
-                state = {"rows": done, "generator": generator and generator.get_state()}
+                seconds = spent + time.monotonic() - began
+                state = {"rows": done, "generator": generator and generator.get_state(), "seconds": seconds}
                 write_atomically(file, lambda f, state=state: torch.save(state, f))
             if size < problems:
                 rate = (time.monotonic() - began) / (len(done) - before)

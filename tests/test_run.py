@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partialmethod
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -216,12 +217,14 @@ def test_other_arms_train(arm, tmp_path):
 def test_a_large_evaluation_is_sampled_in_blocks_and_none_twice(tmp_path, monkeypatch):
     config = replace(CONFIG, steps=0, eval_problems=12, eval_samples=2, rows_per_batch=2)  # blocks of 4 problems
     paper = paper_of(one=lambda run, config: None)
-    calls, sample = [], Run.sample
+    calls, sample, clock = [], Run.sample, [0.0]
+    monkeypatch.setattr("repro.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def counted(self, chats, *args, stop_at=None, **more):
         calls.append(len(chats))
         if len(calls) == stop_at:
             raise KeyboardInterrupt
+        clock[0] += 100
         return sample(self, chats, *args, **more)
 
     monkeypatch.setattr(Run, "sample", counted)
@@ -233,6 +236,7 @@ def test_a_large_evaluation_is_sampled_in_blocks_and_none_twice(tmp_path, monkey
             monkeypatch.setattr(Run, "sample", partialmethod(counted, stop_at=stop))
             cut = run_arm(paper, config, "one", 0, str(tmp_path / "cut"))
     assert calls == [4, 4, 4, 4, 4, 12]  # two of them were cut short
+    assert cut["phases"]["evaluate"]["seconds"] == whole["phases"]["evaluate"]["seconds"] == 400
     assert cut["metrics"] == whole["metrics"]
     assert cut["per_problem"] == whole["per_problem"]
     assert not list(tmp_path.rglob("evaluation-samples.pt"))
