@@ -52,7 +52,8 @@ def merged(card: dict, rows: Sequence[dict]) -> list[dict]:
 
 def _joined(made: dict, more: dict, slug: str, arm: str) -> dict:
     both = {key: {**made[key], **more.get(key, {})} for key in ("metrics", "per_problem")}
-    return {**made, **both, "paper": slug, "arm": arm}
+    by = {"measured_by": {key: more[key] for key in ("machine", "date")}} if more else {}
+    return {**made, **both, **by, "paper": slug, "arm": arm}
 
 
 def groups(rows: Sequence[dict], card: Callable[[str], dict]) -> list[tuple[dict, list[dict]]]:
@@ -107,6 +108,7 @@ def corrected(summaries: Sequence[dict]) -> list[dict]:
 def fingerprint(card: dict, rows: Sequence[dict]) -> str:
     """Names what a summary was made from: other rows or another card give another one."""
     read = sorted((r["arm"], r["seed"], r["digest"], r["status"], r["date"]) for r in rows)
+    read += sorted((r["arm"], r["seed"], r["measured_by"]["date"]) for r in rows if "measured_by" in r)
     values = [[r["metrics"], r["per_problem"]] for r in rows]
     return hashlib.sha256(json.dumps([card, read, values], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -191,13 +193,14 @@ def _collapsed(mine: Sequence[dict], rows: Sequence[dict]) -> int | None:
 
 
 def _made(rows: Sequence[dict]) -> dict:
-    """Model, data, devices, commits, versions and dates of rows."""
-    first, machines = rows[0], [r["machine"] for r in rows]
+    """Model, data, devices, commits, versions and dates of rows, and of what was measured on them later."""
+    first, parts = rows[0], [part for row in rows for part in (row, row.get("measured_by")) if part]
+    machines, dates = [part["machine"] for part in parts], [part["date"] for part in parts]
     return {
         "model": first["model"],
         "data": first["data"],
         "devices": sorted({m["device"] for m in machines}),
         "commits": sorted({str(m["commit"])[:10] for m in machines}),
         "versions": machines[0]["versions"],
-        "dates": [min(r["date"] for r in rows)[:10], max(r["date"] for r in rows)[:10]],
+        "dates": [min(dates)[:10], max(dates)[:10]],
     }

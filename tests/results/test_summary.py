@@ -60,6 +60,9 @@ def test_shared_arms_are_joined_with_what_the_paper_measured_on_them():
     rl = found["rl"]
     assert rl["per_problem"] == {"accuracy": [1.0, 0.5], "acc@t2": [0, 1]} and rl["digest"] == "gggg"
     assert rl["seconds"] == 90.0 and {"accuracy", "acc@t2"} <= rl["metrics"].keys()
+    rows[-1] |= {"date": "2030-01-01T00:00:00", "machine": {**rows[-1]["machine"], "commit": "later"}}
+    made = summarise(SHARING.card(), merged(SHARING.card(), rows))["made"]
+    assert "later" in made["commits"] and made["dates"][1] == "2030-01-01"
     stale = [*rows[:-1], own("rl", 0, **turn, of="older")]
     assert "acc@t2" not in {r["arm"]: r for r in merged(SHARING.card(), stale)}["rl"]["metrics"]
 
