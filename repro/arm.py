@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from repro.config import RunConfig
-from repro.evaluation import SAMPLES, evaluate
+from repro.evaluation import evaluate
 from repro.launch.record import command, data_identity, dump, machine, model_identity
 from repro.launch.samples import ROLLOUTS
 from repro.launch.storage import load_checkpoint, only_process, write_atomically
@@ -25,7 +25,7 @@ from repro.model.training import NonFiniteLoss
 from repro.paper import Paper
 from repro.results.metric import Metric, number
 from repro.results.metrics import interval
-from repro.run import Rollouts, Run, as_rows, from_rows, say
+from repro.run import EVALUATION, Rollouts, Run, as_rows, from_rows, say
 from repro.scripts import STANDARD, load_script
 from repro.tasks.loading import load
 
@@ -92,7 +92,8 @@ def run_arm(paper: Paper, config: RunConfig, arm: str, seed: int, out: str) -> d
         began = time.monotonic()
         result = _measure_shared(run, out) if paper.arms[arm].standard else _train_and_evaluate(run, track)
         write_atomically(result_file, lambda file: file.write(dump(result).encode()))
-        (folder / f"{SAMPLES}.pt").unlink(missing_ok=True)
+        for file in folder.glob(f"{EVALUATION}*.pt"):
+            file.unlink()
     say(f"{paper.slug}/{arm} seed {seed}: {result['status']} after {time.monotonic() - began:.0f} s")
     return result
 
@@ -104,7 +105,7 @@ def _train_and_evaluate(run: Run, track: Log) -> dict:
     try:
         paper.arms[run.arm].train(run, config)
         budget, phases = _spent(run), {name: dict(entry) for name, entry in run.phases.items()}
-        with run.phase("evaluate"):
+        with run.evaluation():
             metrics, rollouts = evaluate(run)
             if paper.measure:
                 metrics |= paper.measure(run, config, rollouts)
@@ -134,7 +135,7 @@ def _measure_shared(run: Run, out: str) -> dict:
     if checkpoint := load_checkpoint(folder, say):
         run.policy.load_adapter_state(checkpoint["adapter"])
     run.evaluated_in, rollouts = folder, _kept(folder / ROLLOUTS, run)
-    with run.phase("evaluate"):
+    with run.evaluation():
         metrics = run.paper.measure(run, run.config, rollouts)
     run.recorder.flush()
     return _result(run, metrics, {}, {"evaluate": run.phases["evaluate"]}) | {"of": made["digest"]}

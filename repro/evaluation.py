@@ -11,8 +11,6 @@ from repro.results.metrics import pass_at_k
 from repro.run import Rollouts, Run, entropy
 from repro.tasks import prompts
 
-SAMPLES = "evaluation-samples"
-
 
 def evaluate(run: Run) -> tuple[dict[str, Metric], Rollouts]:
     """Accuracy (mean over samples), pass@k and greedy accuracy on held-out problems; the rollouts they come from.
@@ -22,7 +20,7 @@ def evaluate(run: Run) -> tuple[dict[str, Metric], Rollouts]:
     config, problems = run.config, run.held_out()
     chats = [prompts.solve(p) for p in problems]
     generator = torch.Generator(run.policy.device).manual_seed(10_000 + run.seed)
-    completions = run.sample_in_blocks(SAMPLES, chats, config.eval_samples, generator=generator, score=token_scores)
+    completions = run.sample(chats, config.eval_samples, generator=generator, score=token_scores)
     rewards = run.rewards(problems, completions)
     greedy = run.rewards(problems, run.sample(chats, 1, temperature=0.0, generator=generator))[:, 0]
     every = [c for group in completions for c in group]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import resource
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -35,6 +36,8 @@ from repro.tasks.prompts import Chat
 from repro.tasks.rewards import score
 
 BATCHES = 4  # of the sampler in a block that is saved
+LONG = 30  # seconds of sampling or reading in an evaluation that are worth a file
+EVALUATION = "evaluation-"  # begins the names of these files
 
 
 @dataclass
@@ -89,6 +92,7 @@ class Run:
         self.kept: dict = {}  # a paper's own data; JSON-like values and tensors, kept in the checkpoint
         self._stages: list[dict] = []  # those that have begun: name, first step, number of steps
         self._entered = 0  # of them, in this process
+        self._calls: Counter[str] | None = None  # within an evaluation: how often each was made
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._resume()
         self.recorder: Recorder | None = Recorder(folder, self.policy.tokenizer, self.step)
@@ -181,44 +185,79 @@ class Run:
         ``stop``: further tokens that end a completion. ``max_new_tokens``: another limit than that of the settings.
         ``score``: summed over each completion, in its ``scores``.
         """
+        generator = generator or self.generator
+        encoded = [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats]
+
+        def draw(prompts: list[list[int]]) -> list[list[Completion]]:
+            return self._sample(prompts, samples, temperature, adapter, generator, stop, max_new_tokens, score)
+
+        if self._calls is None:
+            completions = draw(encoded)
+        else:
+            called = encoded, samples, temperature, adapter, stop, max_new_tokens, generator.get_state().tolist()
+            completions = self._drawn_in_blocks(draw, encoded, samples, generator, self._file_of(called))
+        self.spend(completions=len(chats) * samples)
+        self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
+        return completions
+
+    def _sample(
+        self,
+        encoded: Sequence[Sequence[int]],
+        samples: int,
+        temperature: float | None,
+        adapter: str,
+        generator: torch.Generator,
+        stop: Sequence[int],
+        max_new_tokens: int | None,
+        score: TokenFunction | None,
+    ) -> list[list[Completion]]:
         temperature = self.config.temperature if temperature is None else temperature
         with self.phase("sample"), self.policy.sampling(adapter) as model:
             completions = sample(
                 model,
                 self.policy.tokenizer,
-                [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats],
+                encoded,
                 samples,
                 Decoding(temperature=temperature, max_new_tokens=max_new_tokens or self.config.max_new_tokens),
                 [*self.policy.stop_ids, *stop],
-                generator or self.generator,
+                generator,
                 self.config.rows_per_batch,
                 score,
             )
         if adapter == POLICY and self.policy.merge_rounds:
             self.log(merged=self.policy.merged_share())
-        self.spend(completions=len(chats) * samples)
-        self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
         return completions
 
-    def sample_in_blocks(
-        self,
-        name: str,
-        chats: Sequence[Chat | Sequence[int]],
-        samples: int,
-        temperature: float | None = None,
-        generator: torch.Generator | None = None,
-        score: TokenFunction | None = None,
+    # --- evaluation: done once, however often it is interrupted -------------------------------------------------------
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """What is sampled and read herein is kept in the run's folder where it takes long, and not done again.
+
+        It is found again by what it was made from: conversations, settings and the state of the generator.
+        """
+        self._calls = Counter()
+        try:
+            with self.phase("evaluate"):
+                yield
+        finally:
+            self._calls = None
+
+    def _file_of(self, called: tuple) -> Path:
+        name = hashlib.sha256(repr(called).encode()).hexdigest()[:16]
+        self._calls[name] += 1
+        return self.folder / f"{EVALUATION}{name}-{self._calls[name]}.pt"
+
+    def _drawn_in_blocks(
+        self, draw: Callable, encoded: list[list[int]], samples: int, generator: torch.Generator, file: Path
     ) -> list[list[Completion]]:
-        """As ``sample``, for what takes long: ``in_blocks`` of whole batches, so that the completions are the same."""
-        generator = generator or self.generator
-        encoded = [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats]
+        """In blocks of whole batches, so that the completions are the same."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
 
         def make(first: int, last: int) -> list:
-            block = [encoded[i] for i in order[first:last]]
-            return as_rows(self.sample(block, samples, temperature, generator=generator, score=score))
+            return as_rows(draw([encoded[i] for i in order[first:last]]))
 
-        done = self.in_blocks(self.folder / f"{name}.pt", len(order), samples, make, generator)
+        done = self.in_blocks(file, len(order), samples, make, generator)
         found: list[list[Completion]] = [[] for _ in order]
         for i, group in zip(order, from_rows(done), strict=True):
             found[i] = group
@@ -236,30 +275,31 @@ class Run:
         """``make(first, last)`` of the problems from first to last, a value each; all blocks' values.
 
         Each block is saved in the file, with the state of a generator that is drawn from, and none is made twice; a
-        line for each tells how long the rest takes. What fits into one block isn't saved but with ``keep``. What an
-        interrupted process spent on its blocks counts as time of the evaluation.
+        line for each tells how long the rest takes. A single block is saved with ``keep`` or where it took long. What
+        an interrupted process spent on its blocks counts as time of the evaluation.
         """
         done: list = []
-        spent = 0.0
+        spent, calls, self._calls = 0.0, self._calls, None  # what a block calls has no file of its own
         size = BATCHES * max(1, self.config.rows_per_batch // samples)
         if file.exists():
-            stored = torch.load(file, weights_only=True)
+            stored = torch.load(file, map_location="cpu", weights_only=True)
             done = stored["rows"]
             if generator:
                 generator.set_state(stored["generator"])
-            if len(done) < problems:
+            if not keep or len(done) < problems:
                 spent = stored["seconds"]
                 self.phases.setdefault("evaluate", {"seconds": 0.0, "peak_memory_bytes": 0})["seconds"] += spent
         began, before = time.monotonic(), len(done)
         for start in range(before, problems, size):
             done += make(start, min(start + size, problems))
-            if keep or size < problems:
-                seconds = spent + time.monotonic() - began
+            seconds = spent + time.monotonic() - began
+            if keep or size < problems or seconds > LONG:
                 state = {"rows": done, "generator": generator and generator.get_state(), "seconds": seconds}
                 write_atomically(file, lambda f, state=state: torch.save(state, f))
             if size < problems:
                 rate = (time.monotonic() - began) / (len(done) - before)
-                self._report(file.stem, len(done), problems, rate, "problem")
+                self._report(file.stem.partition("-")[0], len(done), problems, rate, "problem")
+        self._calls = calls
         return done
 
     def rewards(self, problems: Sequence[Problem], completions: list[list[Completion]]) -> torch.Tensor:
@@ -365,8 +405,24 @@ class Run:
         """
         if adapter == POLICY and not teacher and self.policy.is_base:
             adapter = BASE  # the same values without the adapter's products; a teacher's adapter would be off, too
-        with self.phase("logprobs"), self.policy.using(adapter):
-            return self.trainer.values(batch, Reading(function, temperature, teacher, last))
+
+        def read(*_: int) -> list[torch.Tensor]:
+            with self.phase("logprobs"), self.policy.using(adapter):
+                return [self.trainer.values(batch, Reading(function, temperature, teacher, last))]
+
+        if self._calls is None:
+            return read()[0]
+        called = (
+            batch.sequences,
+            batch.contexts,
+            getattr(function, "__qualname__", ""),
+            adapter,
+            temperature,
+            teacher,
+            last,
+        )
+        (values,) = self.in_blocks(self._file_of(called), 1, 1, read)
+        return values.to(self.policy.device)
 
     def divergences(self, batch: Batch, divergence: Divergence, teacher: str, temperature: float = 1.0) -> torch.Tensor:
         """``divergence(student, teacher)`` at every token of a batch with the teacher's contexts, no gradient."""

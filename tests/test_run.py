@@ -24,8 +24,9 @@ from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.sft import nll
 from repro.model.logprobs import token_logprob
 from repro.model.policy import BASE
-from repro.model.training import Batch, token_weights
+from repro.model.training import Batch, Trainer, token_weights
 from repro.run import Run
+from repro.tasks import prompts
 
 SETTINGS = {"steps": 4, "prompts": 4, "samples": 4, "train_problems": 64, "eval_problems": 16, "eval_samples": 2}
 SETTINGS |= {"max_new_tokens": 48, "monitors": 1}
@@ -214,35 +215,48 @@ def test_other_arms_train(arm, tmp_path):
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_large_evaluation_is_sampled_in_blocks_and_none_twice(tmp_path, monkeypatch):
+def test_an_evaluation_is_sampled_in_blocks_and_nothing_twice(tmp_path, monkeypatch):
     config = replace(CONFIG, steps=0, eval_problems=12, eval_samples=2, rows_per_batch=2)  # blocks of 4 problems
-    paper = paper_of(one=lambda run, config: None)
-    calls, sample, clock = [], Run.sample, [0.0]
+
+    def measure(run, config, rollouts):
+        (again,) = run.sample([prompts.solve(rollouts.problems[0])], 3)
+        read = run.logprobs(rollouts.batch())
+        run.sample([prompts.solve(rollouts.problems[0])], 1)
+        return {"again": number(len(again[0].ids)), "read": number(read.sum().item())}
+
+    paper = replace(paper_of(one=lambda run, config: None), measure=measure)
+    calls, draw, read, clock = [], Run._sample, Trainer.values, [0.0]
     monkeypatch.setattr("repro.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def counted(self, chats, *args, stop_at=None, **more):
-        calls.append(len(chats))
+    def counted(self, encoded, *args, stop_at=None):
+        calls.append(len(encoded))
         if len(calls) == stop_at:
             raise KeyboardInterrupt
         clock[0] += 100
-        return sample(self, chats, *args, **more)
+        return draw(self, encoded, *args)
 
-    monkeypatch.setattr(Run, "sample", counted)
+    def counted_reading(self, batch, *args):
+        calls.append("read")
+        clock[0] += 100
+        return read(self, batch, *args)
+
+    monkeypatch.setattr(Run, "_sample", counted)
+    monkeypatch.setattr(Trainer, "values", counted_reading)
     whole = run_arm(paper, config, "one", 0, str(tmp_path / "whole"))
-    assert calls == [4, 4, 4, 12]  # the last one is greedy
+    assert calls == [4, 4, 4, 8, 4, 1, "read", 1]  # 8 and 4: greedy
     calls.clear()
-    for stop in (2, 4, 0):  # in the second block; in the third; then to the end
+    for stop in (2, 4, 10, 0):  # in the second block; in the third; in what is measured last; then to the end
         with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
-            monkeypatch.setattr(Run, "sample", partialmethod(counted, stop_at=stop))
+            monkeypatch.setattr(Run, "_sample", partialmethod(counted, stop_at=stop))
             cut = run_arm(paper, config, "one", 0, str(tmp_path / "cut"))
-    assert calls == [4, 4, 4, 4, 4, 12]  # two of them were cut short
-    assert cut["phases"]["evaluate"]["seconds"] == whole["phases"]["evaluate"]["seconds"] == 400
+    assert calls == [4, 4, 4, 4, 4, 8, 4, 1, "read", 1, 1]  # three of them were cut short
+    assert cut["phases"]["evaluate"]["seconds"] == whole["phases"]["evaluate"]["seconds"] == 800
     assert cut["metrics"] == whole["metrics"]
     assert cut["per_problem"] == whole["per_problem"]
-    assert not list(tmp_path.rglob("evaluation-samples.pt"))
+    assert not list(tmp_path.rglob("evaluation*.pt"))
     # the same completions as all at once
-    monkeypatch.setattr(Run, "sample_in_blocks", lambda self, name, *args, **more: sample(self, *args, **more))
-    assert run_arm(paper, config, "one", 0, str(tmp_path / "at once"))["per_problem"] == whole["per_problem"]
+    monkeypatch.setattr(Run, "_drawn_in_blocks", lambda self, draw, encoded, *_: draw(encoded))
+    assert run_arm(paper, config, "one", 0, str(tmp_path / "at once"))["metrics"] == whole["metrics"]
 
 
 def test_what_is_not_defined_is_left_out_of_results(tmp_path):
