@@ -153,10 +153,12 @@ def correct(run: Run, config: Config, with_plain: bool = False, **changes) -> No
 def verdicts(run: Run, first: Rollouts) -> Chances:
     """Logit mode on one solution of each problem: is it right? Yes or No, and the same question again."""
     chats = [prompts.verify(p, group[0].text) for p, group in zip(first.problems, first.completions, strict=True)]
-    again = [[*prompts.go_on(chat, label), *chat] for chat in chats for label in LABELS]
-    p1, p2 = (choice_logprobs(run, asked, LABELS).double().softmax(-1).numpy() for asked in (chats, again))
+    asked = [[chat, *([*prompts.go_on(chat, label), *chat] for label in LABELS)] for chat in chats]
+    once = 1 + len(LABELS)  # conversations of a problem that begin alike
+    read = choice_logprobs(run, [chat for group in asked for chat in group], LABELS, alike=once)
+    p = read.double().softmax(-1).numpy().reshape(-1, once, len(LABELS))
     gold = [0 if right else 1 for right in first.rewards[:, 0]]
-    return chances_by_labels(p1, p2.reshape(-1, len(LABELS), len(LABELS)), gold)
+    return chances_by_labels(p[:, 0], p[:, 1:], gold)
 
 
 def measure(run: Run, config: Config, rollouts: Rollouts) -> dict[str, Metric]:

@@ -202,18 +202,17 @@ def test_verdicts_are_asked_twice(run, monkeypatch):
     rollouts.rewards = torch.tensor([[1.0], [0.0], [1.0]])
     asked = []
 
-    def choice_logprobs(run, chats, choices):
-        asked.append(chats)
-        likely = torch.tensor([0.8, 0.2] if len(chats) == 3 else [0.6, 0.4])
-        return likely.log().expand(len(chats), 2) - 1.0  # some of the probability is elsewhere
+    def choice_logprobs(run, chats, choices, alike):
+        asked.extend(chats)
+        likely = torch.tensor([[0.8, 0.2] if len(chat) == 1 else [0.6, 0.4] for chat in chats])
+        return likely.log() - 1.0  # some of the probability is elsewhere
 
     monkeypatch.setattr("papers.conf_critique.choice_logprobs", choice_logprobs)
     right, kept, mended = verdicts(run, rollouts)
     assert right.tolist() == pytest.approx([0.8, 0.2, 0.8])
     assert kept.tolist() == pytest.approx([0.6, 0.4, 0.6]) and mended.tolist() == pytest.approx([0.6, 0.4, 0.6])
-    first, again = asked
-    assert len(again) == 6
-    assert again[1] == [*first[0], {"role": "assistant", "content": "No"}, *first[0]]
+    assert len(asked) == 9
+    assert asked[2] == [*asked[0], {"role": "assistant", "content": "No"}, *asked[0]]
 
 
 # --- whole arms -----------------------------------------------------------------------------------------------------
