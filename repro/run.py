@@ -185,47 +185,34 @@ class Run:
         ``stop``: further tokens that end a completion. ``max_new_tokens``: another limit than that of the settings.
         ``score``: summed over each completion, in its ``scores``.
         """
+        temperature = self.config.temperature if temperature is None else temperature
         generator = generator or self.generator
         encoded = [chat if isinstance(chat[0], int) else self.policy.encode(chat) for chat in chats]
 
         def draw(prompts: list[list[int]]) -> list[list[Completion]]:
-            return self._sample(prompts, samples, temperature, adapter, generator, stop, max_new_tokens, score)
+            with self.phase("sample"), self.policy.sampling(adapter) as model:
+                return sample(
+                    model,
+                    self.policy.tokenizer,
+                    prompts,
+                    samples,
+                    Decoding(temperature=temperature, max_new_tokens=max_new_tokens or self.config.max_new_tokens),
+                    [*self.policy.stop_ids, *stop],
+                    generator,
+                    self.config.rows_per_batch,
+                    score,
+                )
 
         if self._calls is None:
             completions = draw(encoded)
         else:
-            called = encoded, samples, temperature, adapter, stop, max_new_tokens, generator.get_state().tolist()
-            completions = self._drawn_in_blocks(draw, encoded, samples, generator, self._file_of(called))
-        self.spend(completions=len(chats) * samples)
-        self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
-        return completions
-
-    def _sample(
-        self,
-        encoded: Sequence[Sequence[int]],
-        samples: int,
-        temperature: float | None,
-        adapter: str,
-        generator: torch.Generator,
-        stop: Sequence[int],
-        max_new_tokens: int | None,
-        score: TokenFunction | None,
-    ) -> list[list[Completion]]:
-        temperature = self.config.temperature if temperature is None else temperature
-        with self.phase("sample"), self.policy.sampling(adapter) as model:
-            completions = sample(
-                model,
-                self.policy.tokenizer,
-                encoded,
-                samples,
-                Decoding(temperature=temperature, max_new_tokens=max_new_tokens or self.config.max_new_tokens),
-                [*self.policy.stop_ids, *stop],
-                generator,
-                self.config.rows_per_batch,
-                score,
-            )
+            settings = samples, temperature, adapter, stop, max_new_tokens, score is not None
+            file = self._file_of((encoded, settings, generator.get_state().tolist()))
+            completions = self._drawn_in_blocks(draw, encoded, samples, generator, file)
         if adapter == POLICY and self.policy.merge_rounds:
             self.log(merged=self.policy.merged_share())
+        self.spend(completions=len(chats) * samples)
+        self.spend(sampled_tokens=sum(len(c.ids) for group in completions for c in group))
         return completions
 
     # --- evaluation: done once, however often it is interrupted -------------------------------------------------------
@@ -412,16 +399,9 @@ class Run:
 
         if self._calls is None:
             return read()[0]
-        called = (
-            batch.sequences,
-            batch.contexts,
-            getattr(function, "__qualname__", ""),
-            adapter,
-            temperature,
-            teacher,
-            last,
-        )
-        (values,) = self.in_blocks(self._file_of(called), 1, 1, read)
+        settings = getattr(function, "__qualname__", ""), adapter, temperature, teacher, last
+        file = self._file_of((batch.sequences, batch.contexts, settings))
+        (values,) = self.in_blocks(file, 1, 1, read)
         return values.to(self.policy.device)
 
     def divergences(self, batch: Batch, divergence: Divergence, teacher: str, temperature: float = 1.0) -> torch.Tensor:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partialmethod
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +24,7 @@ from repro.methods.grpo import GRPO, train_grpo
 from repro.methods.sft import nll
 from repro.model.logprobs import token_logprob
 from repro.model.policy import BASE
+from repro.model.sampling import sample
 from repro.model.training import Batch, Trainer, token_weights
 from repro.run import Run
 from repro.tasks import prompts
@@ -225,29 +226,29 @@ def test_an_evaluation_is_sampled_in_blocks_and_nothing_twice(tmp_path, monkeypa
         return {"again": number(len(again[0].ids)), "read": number(read.sum().item())}
 
     paper = replace(paper_of(one=lambda run, config: None), measure=measure)
-    calls, draw, read, clock = [], Run._sample, Trainer.values, [0.0]
+    calls, draw, read, clock = [], sample, Trainer.values, [0.0]
     monkeypatch.setattr("repro.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
-    def counted(self, encoded, *args, stop_at=None):
+    def counted(model, tokenizer, encoded, *args, stop_at=None):
         calls.append(len(encoded))
         if len(calls) == stop_at:
             raise KeyboardInterrupt
         clock[0] += 100
-        return draw(self, encoded, *args)
+        return draw(model, tokenizer, encoded, *args)
 
     def counted_reading(self, batch, *args):
         calls.append("read")
         clock[0] += 100
         return read(self, batch, *args)
 
-    monkeypatch.setattr(Run, "_sample", counted)
+    monkeypatch.setattr("repro.run.sample", counted)
     monkeypatch.setattr(Trainer, "values", counted_reading)
     whole = run_arm(paper, config, "one", 0, str(tmp_path / "whole"))
     assert calls == [4, 4, 4, 8, 4, 1, "read", 1]  # 8 and 4: greedy
     calls.clear()
     for stop in (2, 4, 10, 0):  # in the second block; in the third; in what is measured last; then to the end
         with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
-            monkeypatch.setattr(Run, "_sample", partialmethod(counted, stop_at=stop))
+            monkeypatch.setattr("repro.run.sample", partial(counted, stop_at=stop))
             cut = run_arm(paper, config, "one", 0, str(tmp_path / "cut"))
     assert calls == [4, 4, 4, 4, 4, 8, 4, 1, "read", 1, 1]  # three of them were cut short
     assert cut["phases"]["evaluate"]["seconds"] == whole["phases"]["evaluate"]["seconds"] == 800
