@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from repro.blocks import EVALUATION, as_rows, from_rows
 from repro.config import RunConfig
 from repro.evaluation import evaluate
 from repro.launch.record import command, data_identity, dump, machine, model_identity
@@ -25,7 +26,7 @@ from repro.model.training import NonFiniteLoss
 from repro.paper import Paper
 from repro.results.metric import Metric, number
 from repro.results.metrics import interval
-from repro.run import EVALUATION, Rollouts, Run, as_rows, from_rows, say
+from repro.run import Rollouts, Run, say
 from repro.scripts import STANDARD, load_script
 from repro.tasks.loading import load
 

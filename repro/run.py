@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 import os
 import resource
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from repro.blocks import Calls, as_rows, from_rows, in_blocks
 from repro.config import RunConfig
 from repro.launch.samples import Recorder
 from repro.launch.storage import load_checkpoint, save_checkpoint, write_atomically
@@ -36,8 +36,6 @@ from repro.tasks.prompts import Chat
 from repro.tasks.rewards import score
 
 BATCHES = 4  # of the sampler in a block that is saved
-LONG = 30  # seconds of sampling or reading in an evaluation that are worth a file
-EVALUATION = "evaluation-"  # begins the names of these files
 
 
 @dataclass
@@ -92,7 +90,7 @@ class Run:
         self.kept: dict = {}  # a paper's own data; JSON-like values and tensors, kept in the checkpoint
         self._stages: list[dict] = []  # those that have begun: name, first step, number of steps
         self._entered = 0  # of them, in this process
-        self._calls: Counter[str] | None = None  # within an evaluation: how often each was made
+        self._calls: Calls | None = None  # within an evaluation
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._resume()
         self.recorder: Recorder | None = Recorder(folder, self.policy.tokenizer, self.step)
@@ -207,7 +205,7 @@ class Run:
             completions = draw(encoded)
         else:
             settings = samples, temperature, adapter, stop, max_new_tokens, score is not None
-            file = self._file_of((encoded, settings, generator.get_state().tolist()))
+            file = self._calls.file(encoded, settings, generator.get_state().tolist())
             completions = self._drawn_in_blocks(draw, encoded, samples, generator, file)
         if adapter == POLICY and self.policy.merge_rounds:
             self.log(merged=self.policy.merged_share())
@@ -223,17 +221,12 @@ class Run:
 
         It is found again by what it was made from: conversations, settings and the state of the generator.
         """
-        self._calls = Counter()
+        self._calls = Calls(self.folder)
         try:
             with self.phase("evaluate"):
                 yield
         finally:
             self._calls = None
-
-    def _file_of(self, called: tuple) -> Path:
-        name = hashlib.sha256(repr(called).encode()).hexdigest()[:16]
-        self._calls[name] += 1
-        return self.folder / f"{EVALUATION}{name}-{self._calls[name]}.pt"
 
     def _drawn_in_blocks(
         self, draw: Callable, encoded: list[list[int]], samples: int, generator: torch.Generator, file: Path
@@ -259,34 +252,20 @@ class Run:
         generator: torch.Generator | None = None,
         keep: bool = False,
     ) -> list:
-        """``make(first, last)`` of the problems from first to last, a value each; all blocks' values.
+        """``make(first, last)`` of the problems from first to last, a value each; all blocks' values (repro/blocks.py).
 
-        Each block is saved in the file, with the state of a generator that is drawn from, and none is made twice; a
-        line for each tells how long the rest takes. A single block is saved with ``keep`` or where it took long. What
-        an interrupted process spent on its blocks counts as time of the evaluation.
+        A line for each block tells how long the rest takes. What an interrupted process spent on its blocks counts as
+        time of the evaluation.
         """
-        done: list = []
-        spent, calls, self._calls = 0.0, self._calls, None  # what a block calls has no file of its own
         size = BATCHES * max(1, self.config.rows_per_batch // samples)
-        if file.exists():
-            stored = torch.load(file, map_location="cpu", weights_only=True)
-            done = stored["rows"]
-            if generator:
-                generator.set_state(stored["generator"])
-            if not keep or len(done) < problems:
-                spent = stored["seconds"]
-                self.phases.setdefault("evaluate", {"seconds": 0.0, "peak_memory_bytes": 0})["seconds"] += spent
-        began, before = time.monotonic(), len(done)
-        for start in range(before, problems, size):
-            done += make(start, min(start + size, problems))
-            seconds = spent + time.monotonic() - began
-            if keep or size < problems or seconds > LONG:
-                state = {"rows": done, "generator": generator and generator.get_state(), "seconds": seconds}
-                write_atomically(file, lambda f, state=state: torch.save(state, f))
-            if size < problems:
-                rate = (time.monotonic() - began) / (len(done) - before)
-                self._report(file.stem.partition("-")[0], len(done), problems, rate, "problem")
+
+        def report(done: int, rate: float) -> None:
+            self._report(file.stem.partition("-")[0], done, problems, rate, "problem")
+
+        calls, self._calls = self._calls, None  # what a block calls has no file of its own
+        done, earlier = in_blocks(file, problems, size, make, generator, keep, report)
         self._calls = calls
+        self.phases.setdefault("evaluate", {"seconds": 0.0, "peak_memory_bytes": 0})["seconds"] += earlier
         return done
 
     def rewards(self, problems: Sequence[Problem], completions: list[list[Completion]]) -> torch.Tensor:
@@ -400,7 +379,7 @@ class Run:
         if self._calls is None:
             return read()[0]
         settings = getattr(function, "__qualname__", ""), adapter, temperature, teacher, last
-        file = self._file_of((batch.sequences, batch.contexts, settings))
+        file = self._calls.file(batch.sequences, batch.contexts, settings)
         (values,) = self.in_blocks(file, 1, 1, read)
         return values.to(self.policy.device)
 
@@ -516,17 +495,6 @@ class Run:
         self.rng.set_state(content["rng"])
         self.history, self.phases, self.kept = content["history"], content["phases"], content["kept"]
         self.budget.update(content["budget"])
-
-
-def as_rows(completions: Sequence[Sequence[Completion]]) -> list[list[tuple]]:
-    """Completions as plain values, for a file."""
-    names = [field.name for field in fields(Completion)]
-    return [[tuple(getattr(c, name) for name in names) for c in group] for group in completions]
-
-
-def from_rows(rows: Sequence[Sequence[Sequence]]) -> list[list[Completion]]:
-    """What ``as_rows`` has made."""
-    return [[Completion(*row) for row in group] for group in rows]
 
 
 def entropy(completions: Sequence[Completion]) -> float:

@@ -96,8 +96,9 @@ def write_evaluation(run: Path, file: Path) -> None:
     """
     import torch
 
+    from repro.blocks import from_rows
     from repro.methods.pool import pool_of, stored_odds, write_pool
-    from repro.run import Rollouts, from_rows
+    from repro.run import Rollouts
 
     stored = torch.load(run / ROLLOUTS, weights_only=True) if (run / ROLLOUTS).is_file() else {}
     if "problems" not in stored:
