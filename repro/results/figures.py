@@ -73,7 +73,8 @@ def _bars(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
         mean, low, high = np.asarray([value for _, value in found if value]).reshape(-1, 3).T
         axis.bar(place, mean, width, yerr=_error(mean, low, high), label=arm, color=f"C{number}")
     ticks = np.arange(len(panel["names"])) + 0.4 - width / 2
-    axis.set_xticks(ticks, [name.replace(", ", "\n") for name in panel["names"]], fontsize=8)
+    narrow = len(panel["names"]) > 6
+    axis.set_xticks(ticks, [name.replace(", ", "\n") for name in panel["names"]], fontsize=6 if narrow else 8)
 
 
 def _turns(axis: Any, panel: dict, by_arm: dict[str, list[dict]]) -> None:
