@@ -37,6 +37,12 @@ def test_a_failed_run_is_named_and_left_out():
     summary = summarise(CARD, rows)
     assert summary["failed"] == ["new seed 2"] and "Failed: new seed 2." in describe(summary)
     assert [e["seeds"] for e in summary["table"]] == [2, 2]
+    assert describe(summarise(CARD, rows[-1:])).count("Failed") == 1  # with nothing else to show
+
+
+def test_arms_may_have_different_numbers_of_seeds():
+    assert ", 2 seeds, " in describe(summarise(CARD, ROWS))
+    assert ", 2 to 3 seeds, " in describe(summarise(CARD, [*ROWS, row("base", 2, [0.0, 0.5])]))
 
 
 def kit(arm: str, seed: int, digest: str, values: list[float]) -> dict:
