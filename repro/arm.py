@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from repro.blocks import EVALUATION, as_rows, from_rows
 from repro.config import RunConfig
 from repro.evaluation import evaluate
+from repro.launch.blocks import EVALUATION, as_rows, from_rows
 from repro.launch.record import command, data_identity, dump, machine, model_identity
 from repro.launch.samples import ROLLOUTS
 from repro.launch.storage import load_checkpoint, only_process, write_atomically

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from repro.blocks import Calls, as_rows, from_rows, in_blocks
 from repro.config import RunConfig
+from repro.launch.blocks import Calls, as_rows, from_rows, in_blocks
 from repro.launch.samples import Recorder
 from repro.launch.storage import load_checkpoint, save_checkpoint, write_atomically
 from repro.launch.track import Log
@@ -252,10 +252,10 @@ class Run:
         generator: torch.Generator | None = None,
         keep: bool = False,
     ) -> list:
-        """``make(first, last)`` of the problems from first to last, a value each; all blocks' values (repro/blocks.py).
+        """``make(first, last)`` of the problems from first to last, a value each; all blocks' values.
 
-        A line for each block tells how long the rest takes. What an interrupted process spent on its blocks counts as
-        time of the evaluation.
+        See ``repro.launch.blocks``. A line for each block tells how long the rest takes. What an interrupted process
+        spent on its blocks counts as time of the evaluation.
         """
         size = BATCHES * max(1, self.config.rows_per_batch // samples)
 

@@ -227,7 +227,7 @@ def test_an_evaluation_is_sampled_in_blocks_and_nothing_twice(tmp_path, monkeypa
 
     paper = replace(paper_of(one=lambda run, config: None), measure=measure)
     calls, draw, read, clock = [], sample, Trainer.values, [0.0]
-    for module in ("run", "blocks"):
+    for module in ("run", "launch.blocks"):
         monkeypatch.setattr(f"repro.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def counted(model, tokenizer, encoded, *args, stop_at=None):

@@ -96,7 +96,7 @@ def write_evaluation(run: Path, file: Path) -> None:
     """
     import torch
 
-    from repro.blocks import from_rows
+    from repro.launch.blocks import from_rows
     from repro.methods.pool import pool_of, stored_odds, write_pool
     from repro.run import Rollouts
 
