@@ -169,12 +169,12 @@ def sampling_ceiling(model, rows: int, prompt: int, new_tokens: int) -> float:
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-def training_batch(policy: Policy, sequences: int, length: int) -> Batch:
-    """Random completions after short prompts, with what GRPO's loss wants to know of them."""
+def training_batch(policy: Policy, sequences: int, length: int, samples: int) -> Batch:
+    """Random completions, ``samples`` after each short prompt, with what GRPO's loss wants to know of them."""
     generator = torch.Generator().manual_seed(0)
     prompt = 32
     words = torch.randint(10, len(policy.tokenizer) - 1, (sequences, length), generator=generator).tolist()
-    batch = Batch([(row[:prompt], row[prompt:]) for row in words])
+    batch = Batch([(words[i - i % samples][:prompt], row[prompt:]) for i, row in enumerate(words)])
     tokens = sum(batch.lengths)
     batch.fields["old_logp"] = torch.full((tokens,), -5.0)
     batch.fields["advantage"] = batch.spread([(-1.0) ** i for i in range(sequences)])
@@ -201,11 +201,11 @@ def plain_update(policy: Policy, optimizer: torch.optim.Optimizer, batch: Batch)
     optimizer.zero_grad()
 
 
-def measure_update(config: RunConfig, mode: str, sequences: int, length: int) -> dict:
+def measure_update(config: RunConfig, mode: str, sequences: int, length: int, samples: int) -> dict:
     """Peak memory of a first update above the loaded model, and seconds of a second one, in this process."""
     policy = Policy(config)
     trainer = Trainer(policy, 1e-4, tokens_per_batch=config.tokens_per_batch)
-    batch = training_batch(policy, sequences, length)
+    batch = training_batch(policy, sequences, length, samples)
     if mode == "ours":
         work = partial(trainer.step, batch, partial(grpo_loss, settings=GRPO()))
     else:
@@ -289,7 +289,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quantization", choices=("none", "nf4"))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=8, help="completions per prompt, all side by side")
+    parser.add_argument("--samples", type=int, default=8, help="completions per prompt, side by side")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--sequences", type=int, default=8, help="of the training step")
     parser.add_argument("--length", type=int, default=512, help="tokens of each")
@@ -312,7 +312,7 @@ def main(argv: Sequence[str]) -> int:
         print(text, json.dumps(numbers), sep="\n")
         return 0
     if args.update:
-        print(json.dumps(measure_update(config, args.update, args.sequences, args.length)))
+        print(json.dumps(measure_update(config, args.update, args.sequences, args.length, args.samples)))
         return 0
     policy = Policy(config)
     found = {
@@ -331,7 +331,7 @@ def main(argv: Sequence[str]) -> int:
     gc.collect()
     torch.cuda.empty_cache()  # the updates are measured in processes of their own
     words = ["--preset", args.preset, "--device", args.device]
-    words += ["--sequences", str(args.sequences), "--length", str(args.length)]
+    words += [f"--{name}={getattr(args, name)}" for name in ("sequences", "length", "samples")]
     for name in SETTINGS:
         if (value := getattr(config, name)) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]

@@ -130,7 +130,7 @@ def updates(setup: Setup) -> dict:
     """Seconds and peak memory of an update at several micro-batches, beside what the plan says a token keeps."""
     policy, found = Policy(setup.config), {}
     for tokens in TOKENS:
-        batch = training_batch(policy, tokens // 512, 512)
+        batch = training_batch(policy, tokens // 512, 512, 1)
         trainer = Trainer(policy, 1e-5, tokens_per_batch=tokens, say=lambda line: None)
         work = partial(trainer.step, batch, partial(grpo_loss, settings=GRPO()))
         with PeakMemory(policy.device) as peak:

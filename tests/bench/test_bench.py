@@ -14,11 +14,15 @@ from repro.model.policy import reuse_memory
 from repro.model.training import LOGPROBS, Batch, Trainer
 
 
-def test_ours_and_the_plain_loop_have_the_same_loss_and_gradient(tiny):
+@pytest.mark.parametrize("samples", [1, 2])
+def test_ours_and_the_plain_loop_have_the_same_loss_and_gradient(tiny, samples):
     """Prompts and completions of several lengths, padded in the plain loop, in micro-batches in ours; float32."""
     perturb(tiny)
-    whole = training_batch(tiny, 6, 96)
-    lengths = ((32, 64), (5, 9), (9, 33), (20, 1), (1, 60), (30, 21))
+    whole = training_batch(tiny, 6, 96, samples)
+    assert len({tuple(prompt) for prompt, _ in whole.sequences}) == 6 / samples
+    assert len({tuple(completion) for _, completion in whole.sequences}) == 6
+    prompts, completions = (32, 5, 9, 20, 1, 30), (64, 9, 33, 1, 60, 21)
+    lengths = [(prompts[i - i % samples], n) for i, n in enumerate(completions)]
     batch = Batch([(p[:n], c[:m]) for (p, c), (n, m) in zip(whole.sequences, lengths, strict=True)])
     batch.fields["old_logp"] = torch.linspace(-6, -5, sum(batch.lengths))
     batch.fields["advantage"] = batch.spread([1.0, -1.0, 0.5, -0.5, 2.0, -2.0])
