@@ -266,7 +266,7 @@ def sampling_card(found: dict) -> str:
 
 def training_card(found: dict) -> str:
     """Training, as a line to read."""
-    line = f"training  {found['sequences']} x {found['length']} tokens: "
+    line = f"training  {found['sequences']} x {found['length']} tokens, {found['samples']} of a prompt: "
     if found["training_tokens_per_second"] is None:
         return line + "out of memory"
     line += f"{found['training_tokens_per_second']:,.0f} tokens/s, {found['training_memory_bytes'] / 1e9:.2f} GB; "
@@ -323,6 +323,7 @@ def main(argv: Sequence[str]) -> int:
         "rows": args.prompts * args.samples,
         "new_tokens": args.new_tokens,
         "sequences": args.sequences,
+        "samples": args.samples,
         "length": args.length,
         **bench_sampling(policy, config, args.prompts, args.samples, args.new_tokens, args.runs),
     }

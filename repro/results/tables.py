@@ -190,12 +190,11 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 def headline(summary: dict) -> str:
     """What was run: arXiv id, preset, model, task, seeds, size of the evaluation."""
-    settings, of_arms = summary["settings"], [entry["seeds"] for entry in summary["table"]]
-    fewest, seeds = (min(of_arms), max(of_arms)) if of_arms else (summary["seeds"],) * 2
-    numbers = str(seeds) if fewest == seeds else f"{fewest} to {seeds}"
+    settings, of_arms = summary["settings"], [e["seeds"] for e in summary["table"]] or [summary["seeds"]]
+    seeds = " to ".join(map(str, sorted({min(of_arms), max(of_arms)})))
     return (
         f"(arXiv {summary['card']['arxiv']}): preset {summary['preset']}, model {settings['model']}, "
-        f"task {settings['task']}, {numbers} seed{'s' * (seeds > 1)}, {settings['eval_problems']} "
+        f"task {settings['task']}, {seeds} seed{'s' * (seeds != '1')}, {settings['eval_problems']} "
         f"{settings['eval_split']} problems x {settings['eval_samples']} samples"
     )
 

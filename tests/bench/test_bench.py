@@ -57,3 +57,4 @@ def test_the_command_prints_a_card_and_one_line_of_json(capsys):
         assert found[name] > 0
     assert found["training_memory_ratio"] >= 0
     assert any("times generate" in row for row in card)
+    assert any("2 x 64 tokens, 2 of a prompt" in row for row in card)
